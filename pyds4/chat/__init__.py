@@ -1,0 +1,1 @@
+"""Messages -> prompt, completion -> message."""
