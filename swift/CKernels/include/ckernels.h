@@ -123,10 +123,14 @@ void rms_norm_scale_f32(ck_pool *pool, const float *x, int64_t n, int64_t dim, f
 
 /* ------------------------------------------------------------------ rope.c */
 
-/* Rotates the last `rope` of `dim` values of each row in place, interleaved pairs, by
- * position · inv_freq; `inverse` the other way. x [n, heads, dim], positions [n]. */
+/* table[t] = (cos, sin) of position · inv_freq for each of the rope/2 pairs: [n, rope/2, 2]. The angle
+ * is rounded to f32 before the cosine, as the reference implementation does. */
+void rope_table_f32(const int32_t *positions, int64_t n, const float *inv_freq, int64_t rope,
+                    float *table);
+/* Rotates the last `rope` of `dim` values of each row in place, interleaved pairs, by the angles of
+ * table[t]; `inverse` the other way. x [n, heads, dim]. */
 void rope_apply_f32(ck_pool *pool, float *x, int64_t n, int64_t heads, int64_t dim, int64_t rope,
-                    const int32_t *positions, const float *inv_freq, bool inverse);
+                    const float *table, bool inverse);
 
 /* ------------------------------------------------------------------ hyper_connection.c */
 

@@ -1,0 +1,97 @@
+/* attention.c — attention with one shared key = value row a position, a sliding window, compressed
+ * rows and a sink (report §2.3). CPU twin of attention.metal.
+ *
+ * For each token and head, over the visible rows in their fixed order, in tiles of TILE rows:
+ *     s = scale · q·row;  m' = max(m, s…);  l = l·e^(m-m') + Σ e^(s-m');  o = o·e^(m-m') + Σ e^(s-m')·row
+ * starting from m = sink, l = 1, o = 0; out = o / l. The tile borders depend on the token's own list
+ * only, so the bits do not depend on chunking.
+ *
+ * Rows are decoded to f32 in the cache: window rows once for all tokens of a chunk, compressed rows a
+ * tile at a time for all heads of a task. */
+#include "ckernels.h"
+#include "kv_rows.h"
+
+enum { TILE = 16, HEADS_A_STEP = 4 };
+
+#define CK_BODY "attention_body.h"
+#include "vector_isa.h"
+
+typedef struct {
+    const ck_attention *a;
+    ck_pool *pool;
+    const float *window_rows; /* decoded: positions first … position + n - 1 */
+    int64_t first;
+    int64_t head_groups, heads_a_group;
+} attention_args;
+
+static int64_t window_start(const ck_attention *a, int64_t position) {
+    return position + 1 > a->window ? position + 1 - a->window : 0;
+}
+
+static void decode_window_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    const attention_args *args = context;
+    const ck_attention *a = args->a;
+    int64_t position = args->first + task;
+    const uint8_t *row = position < a->position
+                             ? a->ring + (size_t)(position % a->window) * a->window_row_bytes
+                             : a->chunk + (size_t)(position - a->position) * a->window_row_bytes;
+    kv_row_decode(a->window_format, row, a->dim, a->rope, (float *)args->window_rows + task * a->dim);
+}
+
+static void attend_task(void *context, int64_t task, int thread) {
+    const attention_args *args = context;
+    const ck_attention *a = args->a;
+    int64_t t = task / args->head_groups, group = task % args->head_groups;
+    int64_t head = group * args->heads_a_group;
+    int64_t heads = a->heads - head < args->heads_a_group ? a->heads - head : args->heads_a_group;
+    const float *q = a->q + (t * a->heads + head) * a->dim;
+    float *out = a->out + (t * a->heads + head) * a->dim;
+
+    /* Scratch of a thread: decoded tile, running maxima and sums, scores of a tile. */
+    float *tile = ck_pool_thread_scratch(args->pool, thread,
+                                         sizeof(float) * (size_t)(TILE * a->dim + heads * (2 + TILE)));
+    float *top = tile + TILE * a->dim, *sum = top + heads, *scores = sum + heads;
+    for (int64_t h = 0; h < heads; h++) top[h] = a->sinks[head + h], sum[h] = 1.0f;
+    memset(out, 0, sizeof(float) * (size_t)(heads * a->dim));
+
+    int64_t start = window_start(a, a->position + t), in_window = a->position + t + 1 - start;
+    int64_t compressed = a->counts ? a->counts[t] : 0;
+    const float *rows[TILE];
+    for (int64_t at = 0; at < in_window + compressed; at += TILE) {
+        int n = (int)(in_window + compressed - at < TILE ? in_window + compressed - at : TILE);
+        for (int i = 0; i < n; i++) {
+            int64_t place = at + i;
+            if (place < in_window) {
+                rows[i] = args->window_rows + (start + place - args->first) * a->dim;
+                continue;
+            }
+            place -= in_window;
+            int64_t row = a->selected ? a->selected[t * a->top + place] : place;
+            kv_row_decode(a->rows.format, kv_paged_row(&a->rows, row), a->dim, a->rope, tile + i * a->dim);
+            rows[i] = tile + i * a->dim;
+        }
+        CK_DISPATCH(attend_tile)(q, heads, a->dim, rows, n, a->scale, scores, top, sum, out);
+    }
+    for (int64_t h = 0; h < heads; h++) {
+        float inverse = 1.0f / sum[h];
+        for (int64_t d = 0; d < a->dim; d++) out[h * a->dim + d] *= inverse;
+    }
+}
+
+void attention_f32(ck_pool *pool, const ck_attention *a) {
+    attention_args args = {.a = a, .pool = pool, .first = window_start(a, a->position)};
+    int64_t decoded = a->position + a->n - args.first;
+    args.window_rows = ck_pool_scratch(pool, CK_SCRATCH_ATTENTION, sizeof(float) * (size_t)(decoded * a->dim));
+    ck_pool_run(pool, decoded, decode_window_task, &args);
+
+    /* Few tokens: split their heads as well, so that every thread has work. */
+    int64_t wanted = 4 * ck_pool_threads(pool);
+    args.head_groups = a->n >= wanted ? 1 : (wanted + a->n - 1) / a->n;
+    int64_t most = (a->heads + HEADS_A_STEP - 1) / HEADS_A_STEP;
+    if (args.head_groups > most) args.head_groups = most;
+    args.heads_a_group = (a->heads + args.head_groups - 1) / args.head_groups;
+    args.heads_a_group = (args.heads_a_group + HEADS_A_STEP - 1) / HEADS_A_STEP * HEADS_A_STEP;
+    args.head_groups = (a->heads + args.heads_a_group - 1) / args.heads_a_group;
+    ck_pool_run(pool, a->n * args.head_groups, attend_task, &args);
+}
