@@ -30,6 +30,6 @@ let package = Package(
                 linkerSettings: [.unsafeFlags(["-static-stdlib"], .when(platforms: [.linux]))]),
         .executableTarget(name: "GGUFFuzz", dependencies: ["GGUF"], path: "swift/GGUFFuzz",
                           swiftSettings: swiftFlags),
-        .testTarget(name: "GGUFTests", dependencies: ["GGUF"], path: "tests/swift/GGUFTests"),
+        .testTarget(name: "GGUFTests", dependencies: ["GGUF", "GGUFFuzz"], path: "tests/swift/GGUFTests"),
     ]
 )

@@ -31,12 +31,15 @@ struct GGUFReader {
     ) throws(GGUFError) -> Range<Int> {
         let start = offset
         let length = try integer(UInt64.self, subject())
-        guard length <= UInt64(min(remaining, limit)) else {
+        guard length <= UInt64(remaining) else {
             throw error(
-                length <= UInt64(limit) ? .truncated : .malformed, at: start, subject(),
-                expected: length <= UInt64(limit)
-                    ? "a length within the \(remaining) bytes that follow"
-                    : "a length of at most \(limit) bytes",
+                .truncated, at: start, subject(),
+                expected: "a length within the \(remaining) bytes that follow",
+                found: "a length of \(length) bytes")
+        }
+        guard length <= UInt64(limit) else {
+            throw error(
+                .malformed, at: start, subject(), expected: "a length of at most \(limit) bytes",
                 found: "a length of \(length) bytes")
         }
         offset += Int(length)
