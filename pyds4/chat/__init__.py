@@ -1,5 +1,6 @@
 """Messages -> prompt, completion -> message."""
 
+from pyds4.chat.parser import parse
 from pyds4.chat.prompt import Prompt, Segment
 from pyds4.chat.template import EFFORTS, render
 
@@ -7,5 +8,6 @@ __all__ = [
     "EFFORTS",
     "Prompt",
     "Segment",
+    "parse",
     "render",
 ]
