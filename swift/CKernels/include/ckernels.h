@@ -36,6 +36,12 @@ void *ck_pool_scratch(ck_pool *pool, enum ck_scratch purpose, size_t bytes);
 void *ck_pool_thread_scratch(ck_pool *pool, int thread, size_t bytes);
 void ck_pool_trim(ck_pool *pool);
 
+/* ------------------------------------------------------------------ processors.c */
+
+/* Processors this process may run on: its affinity mask and its container's quota counted, not only
+ * what the machine has. More threads than that only take turns. */
+int ck_available_processors(void);
+
 /* ------------------------------------------------------------------ cpu_features.c */
 
 /* The instruction set in use: "plain", "avx2", "avx512" (F, BW, VL, VNNI), "neon" (dotprod).

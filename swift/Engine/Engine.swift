@@ -1,0 +1,68 @@
+import Compute
+import GGUF
+import Model
+
+public struct EngineOptions: Sendable {
+    public enum BackendChoice: String, Sendable { case auto, cpu, metal, cuda }
+    public var backend = BackendChoice.auto
+    /// Of the CPU backend; nil for one a processor.
+    public var threads: Int?
+    /// The model's activation roundings, and rows of memory in its own formats.
+    public var roundings = true
+
+    public init() {}
+}
+
+/// An opened model. Computes one step at a time; steps of other threads wait.
+public final class Engine: @unchecked Sendable {  // everything mutable is guarded by `lock`
+    public let file: GGUFFile
+    public let options: EngineOptions
+    public let model: Transformer
+    let lock = Lock()
+
+    public var configuration: Configuration { model.configuration }
+    public let threads: Int
+
+    /// Prompts are evaluated in chunks that end at multiples of this many tokens; results do not
+    /// depend on it. Larger chunks read experts less often, smaller ones answer a cancel sooner.
+    static let chunkTokens = 512
+    /// Tokens of all sessions in one forward pass.
+    static let batchTokens = 2048
+
+    /// Maps the file and checks every tensor; weights are not read.
+    ///
+    /// - Throws: `EngineError`.
+    public init(path: String, options: EngineOptions = EngineOptions()) throws {
+        do {
+            switch options.backend {
+            case .auto, .cpu: break
+            case .metal, .cuda:
+                throw EngineError.backendUnavailable(
+                    "backend '\(options.backend.rawValue)' is not built into this library; use 'cpu'")
+            }
+            if let threads = options.threads, !(1...1024).contains(threads) {
+                throw EngineError.invalidArgument("threads: expected 1 to 1024, found \(threads)")
+            }
+            file = try GGUFFile(path: path)
+            self.options = options
+            let backend = try CPUBackend(threads: options.threads)
+            threads = backend.threads
+            model = try Transformer(file, backend: backend, roundings: options.roundings)
+        } catch {
+            throw EngineError(error)
+        }
+    }
+
+    /// - Parameter context: Tokens the session may hold; nil for the model's own limit.
+    public func session(context: Int? = nil) throws -> Session {
+        let limit = configuration.contextLength
+        if let context, !(1...limit).contains(context) {
+            throw EngineError.invalidArgument("context: expected 1 to \(limit) tokens, found \(context)")
+        }
+        do {
+            return Session(engine: self, context: context ?? limit, cache: try model.emptyCache())
+        } catch {
+            throw EngineError(error)
+        }
+    }
+}
