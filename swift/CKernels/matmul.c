@@ -9,16 +9,9 @@ void matmul_tile(const ck_tile *tile)
         return;
     }
     switch (ck_isa()) {
-#if defined(__x86_64__) && defined(PYDS4_VECTOR_TILES)
+#if defined(__x86_64__)
     case CK_ISA_AVX512:
         matmul_tile_avx512(tile);
-        return;
-    case CK_ISA_AVX2:
-        matmul_tile_avx2(tile);
-        return;
-#elif defined(__aarch64__) && defined(PYDS4_VECTOR_TILES)
-    case CK_ISA_NEON:
-        matmul_tile_neon(tile);
         return;
 #endif
     default:

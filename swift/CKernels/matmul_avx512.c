@@ -1,0 +1,339 @@
+/* matmul_avx512.c — tiles of quantised weights with 512-bit VNNI. See matmul_kernels.h.
+ *
+ * A unit is 16 rows × 32 weights: registers q[0 … 7], lane r of q[i] holding weights 4i … 4i+3 of row r
+ * as unsigned bytes, ready for VPDPBUSD against four broadcast activations. Types with signed weights
+ * store q + 128; the sum then starts at −128 · Σ x, which every ck_act carries.
+ * Each type has a prepare step (per block or super-block: loads and transposition) and an unpack step
+ * (per 32 weights: from prepared data to a unit); the loop over tokens is common.
+ */
+#include "matmul_avx512.h"
+
+#if defined(__x86_64__)
+
+#pragma clang attribute push(__attribute__((target(CK_AVX512_TARGET))), apply_to = function)
+
+/* ---- transpositions: lane r of out[i] = 32-bit word i of row r */
+
+/* 16 rows of 8 words. */
+CK_INLINE void transpose_16x8(const uint8_t *const *rows, size_t at, __m512i out[8])
+{
+    __m512i a[8], b[8];
+    for (int i = 0; i < 4; i++) {
+        a[i] = load_pair(rows[i] + at, rows[i + 4] + at);
+        a[i + 4] = load_pair(rows[i + 8] + at, rows[i + 12] + at);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        out[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        out[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    }
+}
+
+/* Sixteen halves, one a row, to f32. */
+CK_INLINE __m512 load_halves(const uint8_t *const *rows, size_t at)
+{
+    __m128i low = _mm_setzero_si128(), high = low;
+#define HALF(i)                                                                                       \
+    low = _mm_insert_epi16(low, load_u16(rows[i] + at), i);                                           \
+    high = _mm_insert_epi16(high, load_u16(rows[i + 8] + at), i)
+    HALF(0);
+    HALF(1);
+    HALF(2);
+    HALF(3);
+    HALF(4);
+    HALF(5);
+    HALF(6);
+    HALF(7);
+#undef HALF
+    return _mm512_cvtph_ps(_mm256_set_m128i(high, low));
+}
+
+CK_INLINE __m512i plus_128(__m512i q)
+{
+    return _mm512_xor_si512(q, _mm512_set1_epi8((char)0x80));
+}
+
+CK_INLINE void prefetch_rows(const uint8_t *const *rows, size_t at)
+{
+    for (int r = 0; r < CK_GROUP_ROWS; r++)
+        _mm_prefetch((const char *)rows[r] + at + CK_PREFETCH_BYTES, _MM_HINT_T0);
+}
+
+/* ---- Q8_0 */
+
+typedef struct {
+    const uint8_t *const *rows;
+    size_t at;
+} in_place;
+
+CK_INLINE void prepare_in_place(const uint8_t *const *rows, size_t at, in_place *state)
+{
+    state->rows = rows;
+    state->at = at;
+    prefetch_rows(rows, at);
+}
+
+CK_INLINE ck_unit unpack_q8_0(const in_place *s, int sub)
+{
+    (void)sub;
+    ck_unit u;
+    transpose_16x8(s->rows, s->at + 2, u.q);
+    for (int i = 0; i < 8; i++)
+        u.q[i] = plus_128(u.q[i]);
+    u.scale[0] = load_halves(s->rows, s->at);
+    return u;
+}
+
+/* ---- Q4_0 and MXFP4: nibbles */
+
+CK_INLINE void unpack_nibbles(const in_place *s, size_t at, ck_unit *u)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i w[4];
+    transpose_16x4(s->rows, s->at + at, w);
+    for (int i = 0; i < 4; i++) {
+        u->q[i] = _mm512_and_si512(w[i], low);
+        u->q[i + 4] = _mm512_and_si512(_mm512_srli_epi16(w[i], 4), low);
+    }
+}
+
+CK_INLINE ck_unit unpack_q4_0(const in_place *s, int sub)
+{
+    (void)sub;
+    ck_unit u;
+    unpack_nibbles(s, 2, &u);
+    for (int i = 0; i < 8; i++)
+        u.q[i] = _mm512_add_epi8(u.q[i], _mm512_set1_epi8(120)); /* − 8 + 128 */
+    u.scale[0] = load_halves(s->rows, s->at);
+    return u;
+}
+
+CK_INLINE ck_unit unpack_mxfp4(const in_place *s, int sub)
+{
+    (void)sub;
+    const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)ck_mxfp4_values));
+    const __m512i table = plus_128(values);
+    ck_unit u;
+    unpack_nibbles(s, 1, &u);
+    for (int i = 0; i < 8; i++)
+        u.q[i] = _mm512_shuffle_epi8(table, u.q[i]);
+    float scales[CK_GROUP_ROWS];
+    for (int r = 0; r < CK_GROUP_ROWS; r++)
+        scales[r] = ck_mxfp4_scale(s->rows[r][s->at]);
+    u.scale[0] = _mm512_loadu_ps(scales);
+    return u;
+}
+
+/* ---- Q2_K */
+
+typedef struct {
+    __m512i q[2][8];   /* bytes of each half, transposed; two bits each for four blocks */
+    __m512i scales[4]; /* byte j of lane r in [i]: scale 4i + j of row r */
+    __m512 d, minus_dmin;
+} state_q2_k;
+
+CK_INLINE void prepare_q2_k(const uint8_t *const *rows, size_t at, state_q2_k *s)
+{
+    prefetch_rows(rows, at);
+    prefetch_rows(rows, at + 64);
+    transpose_16x4(rows, at + offsetof(ck_block_q2_k, scales), s->scales);
+    transpose_16x8(rows, at + offsetof(ck_block_q2_k, q), s->q[0]);
+    transpose_16x8(rows, at + offsetof(ck_block_q2_k, q) + 32, s->q[1]);
+    s->d = load_halves(rows, at + offsetof(ck_block_q2_k, d));
+    s->minus_dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_halves(rows, at + offsetof(ck_block_q2_k, dmin)));
+}
+
+CK_INLINE ck_unit unpack_q2_k(const state_q2_k *s, int sub)
+{
+    const __m128i shift = _mm_cvtsi32_si128(2 * (sub & 3));
+    const __m512i *q = s->q[sub >> 2], low = _mm512_set1_epi32(15);
+    ck_unit u;
+    u.scale[0] = s->d;
+    for (int g = 0; g < 2; g++) {
+        /* the byte of this sub-block of 16 in every lane */
+        __m128i byte = _mm_cvtsi32_si128(8 * (2 * (sub & 1) + g));
+        __m512i packed = _mm512_srl_epi32(s->scales[sub >> 1], byte);
+        __m512i min = _mm512_and_si512(_mm512_srli_epi32(packed, 4), low);
+        __m512i scale = _mm512_and_si512(packed, low);
+        scale = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
+        u.minus_min[g] = _mm512_mul_ps(s->minus_dmin, _mm512_cvtepi32_ps(min));
+        /* 16-bit products of two weights at once: 3 · 15 does not carry into the second */
+        for (int i = 4 * g; i < 4 * g + 4; i++)
+            u.q[i] = _mm512_mullo_epi16(
+                _mm512_and_si512(_mm512_srl_epi16(q[i], shift), _mm512_set1_epi8(3)), scale);
+    }
+    return u;
+}
+
+/* ---- Q4_K and Q5_K */
+
+typedef struct {
+    __m512i q[4][8];
+    __m512i high[8];     /* Q5_K: bit `sub` of each byte */
+    __m512 scale[8], minus_min[8];
+} state_k4;
+
+/* Scales and mins of the 8 blocks; header: d, dmin, 12 bytes of packed six-bit numbers. */
+CK_INLINE void prepare_k4_scales(const uint8_t *const *rows, size_t at, state_k4 *s)
+{
+    __m512i head[4];
+    transpose_16x4(rows, at, head);
+    __m512 d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(head[0]));
+    __m512 dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(head[0], 16)));
+    __m512 minus_dmin = _mm512_sub_ps(_mm512_setzero_ps(), dmin);
+    const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48);
+    __m512i scales[2], mins[2];
+    scales[0] = _mm512_and_si512(head[1], six);
+    mins[0] = _mm512_and_si512(head[2], six);
+    scales[1] = _mm512_or_si512(_mm512_and_si512(head[3], four),
+                                _mm512_and_si512(_mm512_srli_epi16(head[1], 2), top));
+    mins[1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(head[3], 4), four),
+                              _mm512_and_si512(_mm512_srli_epi16(head[2], 2), top));
+    for (int sub = 0; sub < 8; sub++) {
+        __m128i byte = _mm_cvtsi32_si128(8 * (sub & 3));
+        const __m512i mask = _mm512_set1_epi32(255);
+        __m512i scale = _mm512_and_si512(_mm512_srl_epi32(scales[sub >> 2], byte), mask);
+        __m512i min = _mm512_and_si512(_mm512_srl_epi32(mins[sub >> 2], byte), mask);
+        s->scale[sub] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale));
+        s->minus_min[sub] = _mm512_mul_ps(minus_dmin, _mm512_cvtepi32_ps(min));
+    }
+}
+
+CK_INLINE void prepare_q4_k(const uint8_t *const *rows, size_t at, state_k4 *s)
+{
+    prefetch_rows(rows, at);
+    prefetch_rows(rows, at + 64);
+    prepare_k4_scales(rows, at, s);
+    for (int c = 0; c < 4; c++)
+        transpose_16x8(rows, at + offsetof(ck_block_q4_k, q) + 32 * (size_t)c, s->q[c]);
+}
+
+CK_INLINE ck_unit unpack_q4_k(const state_k4 *s, int sub)
+{
+    const __m128i shift = _mm_cvtsi32_si128(4 * (sub & 1));
+    ck_unit u;
+    for (int i = 0; i < 8; i++)
+        u.q[i] = _mm512_and_si512(_mm512_srl_epi16(s->q[sub >> 1][i], shift), _mm512_set1_epi8(15));
+    u.scale[0] = s->scale[sub];
+    u.minus_min[0] = s->minus_min[sub];
+    return u;
+}
+
+CK_INLINE void prepare_q5_k(const uint8_t *const *rows, size_t at, state_k4 *s)
+{
+    for (size_t line = 0; line < sizeof(ck_block_q5_k); line += 64)
+        prefetch_rows(rows, at + line);
+    prepare_k4_scales(rows, at, s);
+    transpose_16x8(rows, at + offsetof(ck_block_q5_k, high), s->high);
+    for (int c = 0; c < 4; c++)
+        transpose_16x8(rows, at + offsetof(ck_block_q5_k, q) + 32 * (size_t)c, s->q[c]);
+}
+
+CK_INLINE ck_unit unpack_q5_k(const state_k4 *s, int sub)
+{
+    ck_unit u = unpack_q4_k(s, sub);
+    const __m512i bit = _mm512_set1_epi8((char)(1 << sub)), sixteen = _mm512_set1_epi8(16);
+    for (int i = 0; i < 8; i++)
+        u.q[i] = _mm512_mask_add_epi8(u.q[i], _mm512_test_epi8_mask(s->high[i], bit), u.q[i], sixteen);
+    return u;
+}
+
+/* ---- any other type, by way of the portable unpacker */
+
+typedef struct {
+    ck_unpacked rows[8][CK_GROUP_ROWS];
+} state_any;
+
+CK_INLINE void prepare_any(int32_t type, const uint8_t *const *rows, int64_t super, state_any *s)
+{
+    for (int r = 0; r < CK_GROUP_ROWS; r++)
+        for (int sub = 0; sub < 8; sub++)
+            quant_unpack(type, rows[r], 8 * super + sub, &s->rows[sub][r]);
+}
+
+CK_INLINE ck_unit unpack_any(const state_any *s, int sub)
+{
+    const uint8_t *rows[CK_GROUP_ROWS];
+    float scale[2][CK_GROUP_ROWS], min[2][CK_GROUP_ROWS];
+    for (int r = 0; r < CK_GROUP_ROWS; r++) {
+        const ck_unpacked *w = &s->rows[sub][r];
+        rows[r] = (const uint8_t *)w->q;
+        for (int g = 0; g < 2; g++) {
+            scale[g][r] = w->scale[g];
+            min[g][r] = -w->min[g];
+        }
+    }
+    ck_unit u;
+    transpose_16x8(rows, 0, u.q);
+    for (int i = 0; i < 8; i++)
+        u.q[i] = plus_128(u.q[i]);
+    for (int g = 0; g < 2; g++) {
+        u.scale[g] = _mm512_loadu_ps(scale[g]);
+        u.minus_min[g] = _mm512_loadu_ps(min[g]);
+    }
+    return u;
+}
+
+/* ---- tiles */
+
+CK_AVX512_TILE(q8_0, in_place, prepare_in_place, unpack_q8_0, CK_Q8_0, 34, 1, true, 1, 0)
+CK_AVX512_TILE(q4_0, in_place, prepare_in_place, unpack_q4_0, CK_Q4_0, 18, 1, true, 1, 0)
+CK_AVX512_TILE(mxfp4, in_place, prepare_in_place, unpack_mxfp4, CK_MXFP4, 17, 1, true, 1, 0)
+CK_AVX512_TILE(q2_k, state_q2_k, prepare_q2_k, unpack_q2_k, CK_Q2_K, 84, 8, false, 1, 2)
+CK_AVX512_TILE(q4_k, state_k4, prepare_q4_k, unpack_q4_k, CK_Q4_K, 144, 8, false, 1, 1)
+CK_AVX512_TILE(q5_k, state_k4, prepare_q5_k, unpack_q5_k, CK_Q5_K, 176, 8, false, 1, 1)
+
+#define PREPARE_Q3_K(rows, at, s) prepare_any(CK_Q3_K, rows, (int64_t)((at) / 110), s)
+#define PREPARE_Q6_K(rows, at, s) prepare_any(CK_Q6_K, rows, (int64_t)((at) / 210), s)
+#define PREPARE_IQ2_XXS(rows, at, s) prepare_any(CK_IQ2_XXS, rows, (int64_t)((at) / 66), s)
+CK_AVX512_TILE(q3_k, state_any, PREPARE_Q3_K, unpack_any, CK_Q3_K, 110, 8, true, 2, 0)
+CK_AVX512_TILE(q6_k, state_any, PREPARE_Q6_K, unpack_any, CK_Q6_K, 210, 8, true, 2, 0)
+CK_AVX512_TILE(iq2_xxs, state_any, PREPARE_IQ2_XXS, unpack_any, CK_IQ2_XXS, 66, 8, true, 1, 0)
+
+#pragma clang attribute pop
+
+void matmul_tile_avx512(const ck_tile *tile)
+{
+    switch (tile->type) {
+    case CK_Q8_0:
+        tile_q8_0(tile);
+        break;
+    case CK_Q4_0:
+        tile_q4_0(tile);
+        break;
+    case CK_MXFP4:
+        tile_mxfp4(tile);
+        break;
+    case CK_Q2_K:
+        tile_q2_k(tile);
+        break;
+    case CK_Q3_K:
+        tile_q3_k(tile);
+        break;
+    case CK_Q4_K:
+        tile_q4_k(tile);
+        break;
+    case CK_Q5_K:
+        tile_q5_k(tile);
+        break;
+    case CK_Q6_K:
+        tile_q6_k(tile);
+        break;
+    default:
+        if (ck_has_avx512_permute())
+            matmul_tile_iq2_xxs_permute(tile);
+        else
+            tile_iq2_xxs(tile);
+    }
+}
+
+#endif

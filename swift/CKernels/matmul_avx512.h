@@ -1,0 +1,128 @@
+/* matmul_avx512.h — what the AVX-512 tiles share. Private to matmul_avx512*.c. */
+#ifndef PYDS4_MATMUL_AVX512_H
+#define PYDS4_MATMUL_AVX512_H
+
+#include "cpu_features.h"
+#include "matmul_kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <stddef.h>
+
+#define CK_AVX512_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
+#define CK_INLINE static inline __attribute__((always_inline))
+
+/* How far ahead of its blocks a row is fetched. */
+#ifndef CK_PREFETCH_BYTES
+#define CK_PREFETCH_BYTES 512
+#endif
+
+/* IQ2_XXS by byte permutations; needs ck_has_avx512_permute(). */
+void matmul_tile_iq2_xxs_permute(const ck_tile *tile);
+
+typedef struct {
+    __m512i q[8];
+    __m512 scale[2], minus_min[2]; /* as many as the type has groups */
+} ck_unit;
+
+#pragma clang attribute push(__attribute__((target(CK_AVX512_TARGET))), apply_to = function)
+
+CK_INLINE uint16_t load_u16(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return h;
+}
+
+/* 32 bytes of each of two rows. A masked broadcast merges without using a shuffle unit. */
+CK_INLINE __m512i load_pair(const uint8_t *low, const uint8_t *high)
+{
+    __m512i v = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low));
+    return _mm512_mask_broadcast_i64x4(v, 0xf0, _mm256_loadu_si256((const __m256i *)high));
+}
+
+/* Lane r of out[i] = 32-bit word i of row r; 16 rows of 4 words. */
+CK_INLINE void transpose_16x4(const uint8_t *const *rows, size_t at, __m512i out[4])
+{
+    __m512i a[4], b[4];
+    for (int i = 0; i < 4; i++) {
+        a[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(rows[i] + at)));
+        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0x00f0, _mm_loadu_si128((const __m128i *)(rows[i + 4] + at)));
+        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0x0f00, _mm_loadu_si128((const __m128i *)(rows[i + 8] + at)));
+        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0xf000, _mm_loadu_si128((const __m128i *)(rows[i + 12] + at)));
+    }
+    for (int i = 0; i < 4; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    out[0] = _mm512_unpacklo_epi64(b[0], b[2]);
+    out[1] = _mm512_unpackhi_epi64(b[0], b[2]);
+    out[2] = _mm512_unpacklo_epi64(b[1], b[3]);
+    out[3] = _mm512_unpackhi_epi64(b[1], b[3]);
+}
+
+CK_INLINE __m512 add_scaled(__m512 y, const ck_unit *u, int g, __m512i sum, __m512 d)
+{
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(u->scale[g], d), y);
+}
+
+CK_INLINE __m512 add_mins(__m512 y, const ck_unit *u, const ck_act *x, int mins)
+{
+    if (mins == 1)
+        y = _mm512_fmadd_ps(u->minus_min[0], _mm512_set1_ps(x->sum_all), y);
+    for (int g = 0; mins == 2 && g < 2; g++)
+        y = _mm512_fmadd_ps(u->minus_min[g], _mm512_set1_ps(x->sum[g]), y);
+    return y;
+}
+
+/* Multiplies two units, one of each row group, by their block of every token: out[t] += … */
+CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *x, const uint32_t *tokens,
+                              int64_t n, float *out, bool plus128, int scales, int mins)
+{
+    for (int64_t t = 0; t < n; t++, out += CK_TILE_ROWS) {
+        const ck_act *act = x + tokens[t];
+        __m512 d = _mm512_set1_ps(act->d), ya = _mm512_load_ps(out), yb = _mm512_load_ps(out + 16);
+        __m512i sa, sb;
+        sa = sb = plus128 ? _mm512_set1_epi32(scales == 1 ? act->minus128_all : act->minus128[0])
+                          : _mm512_setzero_si512();
+        for (int i = 0; i < 8; i++) {
+            int32_t four;
+            memcpy(&four, act->q + 4 * i, sizeof four);
+            __m512i v = _mm512_set1_epi32(four);
+            if (scales == 2 && i == 4) {
+                ya = add_scaled(ya, a, 0, sa, d);
+                yb = add_scaled(yb, b, 0, sb, d);
+                sa = sb = plus128 ? _mm512_set1_epi32(act->minus128[1]) : _mm512_setzero_si512();
+            }
+            sa = _mm512_dpbusd_epi32(sa, a->q[i], v);
+            sb = _mm512_dpbusd_epi32(sb, b->q[i], v);
+        }
+        ya = add_mins(add_scaled(ya, a, scales - 1, sa, d), a, act, mins);
+        yb = add_mins(add_scaled(yb, b, scales - 1, sb, d), b, act, mins);
+        _mm512_store_ps(out, ya);
+        _mm512_store_ps(out + 16, yb);
+    }
+}
+
+#pragma clang attribute pop
+
+/* static void tile_NAME: `units` units of 32 weights in each block of `bytes`. */
+#define CK_AVX512_TILE(name, state, prepare, unpack, type_id, bytes, units, plus128, scales, mins)    \
+    static void tile_##name(const ck_tile *tile)                                                      \
+    {                                                                                                 \
+        memset(tile->out, 0, (size_t)tile->n * CK_TILE_ROWS * sizeof *tile->out);                     \
+        const ck_act *x = tile->acts.blocks;                                                          \
+        size_t blocks = (size_t)tile->cols / (32 * (units));                                          \
+        for (size_t block = 0; block < blocks; block++) {                                             \
+            state low, high;                                                                          \
+            prepare(tile->rows, block * (bytes), &low);                                               \
+            prepare(tile->rows + CK_GROUP_ROWS, block * (bytes), &high);                              \
+            for (int sub = 0; sub < (units); sub++, x += tile->acts.stride) {                         \
+                ck_unit a = unpack(&low, sub), b = unpack(&high, sub);                                \
+                multiply_units(&a, &b, x, tile->tokens, tile->n, tile->out, plus128, scales, mins);   \
+            }                                                                                         \
+        }                                                                                             \
+    }
+
+#endif
+#endif
