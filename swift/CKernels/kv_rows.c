@@ -4,7 +4,8 @@
  * The model was trained with these roundings, so rows kept this way lose nothing:
  *   FP8   e4m3 in blocks of 64, scale 2^ceil(log2(amax / 448)), amax >= 1e-4
  *   FP4   e2m1 in blocks of 32, scale 2^ceil(log2(amax / 6)), after a Hadamard rotation / √dim
- *   rope  bf16, nearest even */
+ * The rotated values are not rounded by the model's training; 21 bits of a common power of two keep
+ * them as good as f32 does (docs/decisions/rope-bits.md). */
 #include "ckernels.h"
 #include "kv_rows.h"
 
@@ -43,14 +44,6 @@ static uint8_t e4m3_encode(float x) {
     return sign | (uint8_t)(code > 0x7e ? 0x7e : code);
 }
 
-static uint16_t bf16_encode(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
-    bits += 0x7fff + ((bits >> 16) & 1);
-    return (uint16_t)(bits >> 16);
-}
-
 /* Codes 0 … 7 mean 0, ½, 1, 1½, 2, 3, 4, 6; ties go to the even code. */
 static uint8_t e2m1_encode(float x) {
     uint8_t sign = signbit(x) ? 8 : 0;
@@ -72,27 +65,55 @@ static float block_amax(const float *x, int n) {
     return top;
 }
 
-/* ---------------------------------------------------------------- FP8 + bf16 */
+/* ---------------------------------------------------------------- FP8 + 21 bits */
 
+enum { ROPE_BITS = 21, ROPE_A_WORD = 3 };
+
+/* One scale a block and one for the rotated values, padded so that what follows is aligned. */
 static int64_t fp8_scale_bytes(int64_t dim, int64_t rope) {
-    return ((dim - rope) / FP8_BLOCK + 7) / 8 * 8;
+    return ((dim - rope) / FP8_BLOCK + 1 + 7) / 8 * 8;
+}
+static int64_t rope_words(int64_t rope) { return (rope + ROPE_A_WORD - 1) / ROPE_A_WORD; }
+
+/* Fixed point below the smallest power of two >= amax: 20 bits and a sign. */
+static float rope_step(uint8_t scale) { return power_of_two(scale) * 0x1p-20f; }
+
+static void rope_encode(const float *x, int64_t rope, uint8_t *scale, uint8_t *words) {
+    float amax = block_amax(x, (int)rope);
+    *scale = exponent_above(amax > 0x1p-80f ? amax : 0x1p-80f);
+    float inverse = 1.0f / rope_step(*scale);
+    for (int64_t w = 0; w < rope_words(rope); w++) {
+        uint64_t word = 0;
+        for (int64_t i = w * ROPE_A_WORD; i < rope && i < (w + 1) * ROPE_A_WORD; i++) {
+            int64_t q = (int64_t)rintf(x[i] == x[i] ? x[i] * inverse : 0.0f);
+            q = q > 0xfffff ? 0xfffff : q < -0x100000 ? -0x100000 : q;
+            word |= ((uint64_t)q & 0x1fffff) << (ROPE_BITS * (i % ROPE_A_WORD));
+        }
+        memcpy(words + 8 * w, &word, sizeof word);
+    }
+}
+
+static void rope_decode(const uint8_t *words, int64_t rope, uint8_t scale, float *out) {
+    float step = rope_step(scale);
+    for (int64_t w = 0; w < rope_words(rope); w++) {
+        uint64_t word;
+        memcpy(&word, words + 8 * w, sizeof word);
+        for (int64_t i = w * ROPE_A_WORD; i < rope && i < (w + 1) * ROPE_A_WORD; i++, word >>= ROPE_BITS)
+            out[i] = (float)((int32_t)((uint32_t)word << (32 - ROPE_BITS)) >> (32 - ROPE_BITS)) * step;
+    }
 }
 
 static void fp8_encode(const float *x, int64_t dim, int64_t rope, uint8_t *row) {
-    int64_t plain = dim - rope;
+    int64_t plain = dim - rope, blocks = plain / FP8_BLOCK;
     uint8_t *scales = row + plain;
     memset(scales, 0, (size_t)fp8_scale_bytes(dim, rope));
-    for (int64_t b = 0; b < plain / FP8_BLOCK; b++) {
+    for (int64_t b = 0; b < blocks; b++) {
         float amax = block_amax(x + b * FP8_BLOCK, FP8_BLOCK);
         scales[b] = exponent_above((amax > 1e-4f ? amax : 1e-4f) / 448.0f);
         float inverse = inverse_power_of_two(scales[b]);
         for (int64_t i = b * FP8_BLOCK; i < (b + 1) * FP8_BLOCK; i++) row[i] = e4m3_encode(x[i] * inverse);
     }
-    uint8_t *tail = scales + fp8_scale_bytes(dim, rope);
-    for (int64_t i = 0; i < rope; i++) {
-        uint16_t h = bf16_encode(x[plain + i]);
-        memcpy(tail + 2 * i, &h, sizeof h);
-    }
+    rope_encode(x + plain, rope, scales + blocks, scales + fp8_scale_bytes(dim, rope));
 }
 
 /* ---------------------------------------------------------------- FP4 */
@@ -131,7 +152,7 @@ static void fp4_encode(const float *x, int64_t dim, uint8_t *row) {
 
 size_t kv_row_bytes(int32_t format, int64_t dim, int64_t rope) {
     switch (format) {
-    case CK_ROW_FP8: return (size_t)(dim - rope + fp8_scale_bytes(dim, rope) + 2 * rope);
+    case CK_ROW_FP8: return (size_t)(dim - rope + fp8_scale_bytes(dim, rope) + 8 * rope_words(rope));
     case CK_ROW_FP4: return (size_t)(dim / 2 + dim / FP4_BLOCK);
     default: return (size_t)dim * sizeof(float);
     }

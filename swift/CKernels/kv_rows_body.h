@@ -9,11 +9,7 @@ static void CK(row_decode)(int32_t format, const uint8_t *row, int64_t dim, int6
             for (int64_t i = b * FP8_BLOCK; i < (b + 1) * FP8_BLOCK; i += 16)
                 CK(v_store)(out + i, CK(v_e4m3)(row + i) * scale);
         }
-        for (int64_t i = 0; i < rope; i++) {
-            uint16_t h;
-            memcpy(&h, tail + 2 * i, sizeof h);
-            out[plain + i] = from_bits((uint32_t)h << 16);
-        }
+        rope_decode(tail, rope, scales[plain / FP8_BLOCK], out + plain);
     } else if (format == CK_ROW_FP4) {
         const uint8_t *scales = row + dim / 2;
         for (int64_t b = 0; b < dim / FP4_BLOCK; b++) {

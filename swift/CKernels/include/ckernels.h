@@ -158,8 +158,9 @@ void hc_head_f32(const float *mix, const float *inv_rms, const float *scale, con
 
 /* How one row of attention memory is kept.
  *   CK_ROW_F32  head_dim floats
- *   CK_ROW_FP8  (head_dim-rope) e4m3 bytes; one e8m0 scale byte per block of 64 of them, padded to a
- *               multiple of 8 bytes; rope bf16 values. 512/64: 448 + 8 + 128 = 584 bytes.
+ *   CK_ROW_FP8  (dim-rope) e4m3 bytes; one e8m0 scale byte for each block of 64 of them and one for
+ *               the rotated values, padded to a multiple of 8; the rope rotated values, 21 bits each,
+ *               three to a little-endian 64-bit word. 512/64: 448 + 8 + 176 = 632 bytes.
  *   CK_ROW_FP4  indexer rows: dim/2 bytes of e2m1 pairs (low nibble first), dim/32 e8m0 bytes. 68. */
 enum ck_row_format { CK_ROW_F32 = 0, CK_ROW_FP8 = 1, CK_ROW_FP4 = 2 };
 size_t kv_row_bytes(int32_t format, int64_t dim, int64_t rope);
