@@ -5,35 +5,84 @@
     engine = pyds4.Engine("model.gguf")
     for token in pyds4.generate(engine, "Once upon a time", max_tokens=20):
         print(token.text, end="")
+
+Names are imported when they are first used, so that what needs no engine (``pyds4.chat``,
+``pyds4.synth``, ``pyds4 --help``) works without its library.
 """
 
-from pyds4 import chat, errors
-from pyds4._native import lib as _lib
-from pyds4._native import text as _text
-from pyds4.engine import Engine, ModelConfig, StepItem, StepResult
-from pyds4.errors import (
-    BackendError,
-    ChatError,
-    ClosedError,
-    ContextFullError,
-    InvalidArgumentError,
-    MemoryLimitError,
-    ModelFileError,
-    ParseError,
-    PyDS4Error,
-    RenderError,
-    SessionCancelled,
-    TokenizerError,
-    TokenOutOfRangeError,
-    UnsupportedModelError,
-)
-from pyds4.generation import Token, generate
-from pyds4.model_file import MemoryNeed, ModelFile, TensorInfo
-from pyds4.sampling import GREEDY, Sampler, Sampling
-from pyds4.session import Session
-from pyds4.tokenizer import Tokenizer, Vocabulary
+from __future__ import annotations
 
-__version__ = _text(_lib.pyds4_version())
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyds4 import chat, errors
+    from pyds4.engine import Engine, ModelConfig, StepItem, StepResult
+    from pyds4.errors import (
+        BackendError,
+        ChatError,
+        ClosedError,
+        ContextFullError,
+        InvalidArgumentError,
+        MemoryLimitError,
+        ModelFileError,
+        ParseError,
+        PyDS4Error,
+        RenderError,
+        SessionCancelled,
+        TokenizerError,
+        TokenOutOfRangeError,
+        UnsupportedModelError,
+    )
+    from pyds4.generation import Token, generate
+    from pyds4.model_file import MemoryNeed, ModelFile, TensorInfo
+    from pyds4.sampling import GREEDY, Sampler, Sampling
+    from pyds4.session import Session
+    from pyds4.tokenizer import Tokenizer, Vocabulary
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "engine": ("Engine", "ModelConfig", "StepItem", "StepResult"),
+    "errors": (
+        "BackendError",
+        "ChatError",
+        "ClosedError",
+        "ContextFullError",
+        "InvalidArgumentError",
+        "MemoryLimitError",
+        "ModelFileError",
+        "ParseError",
+        "PyDS4Error",
+        "RenderError",
+        "SessionCancelled",
+        "TokenOutOfRangeError",
+        "TokenizerError",
+        "UnsupportedModelError",
+    ),
+    "generation": ("Token", "generate"),
+    "model_file": ("MemoryNeed", "ModelFile", "TensorInfo"),
+    "sampling": ("GREEDY", "Sampler", "Sampling"),
+    "session": ("Session",),
+    "tokenizer": ("Tokenizer", "Vocabulary"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"pyds4.{_HOME_OF[name]}"), name)
+    elif name in ("chat", "errors"):
+        value = importlib.import_module(f"pyds4.{name}")
+    else:
+        raise AttributeError(f"module 'pyds4' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF, "chat", "errors"})
+
 
 __all__ = [
     "GREEDY",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Literal
 
@@ -43,6 +43,13 @@ class ModelConfig:
     expert_size: int
     hash_layer_count: int
     compress_ratios: tuple[int, ...]
+
+
+_SAME_IN_C = [
+    field.name
+    for field in fields(ModelConfig)
+    if field.name not in ("name", "vocab_size", "compress_ratios")
+]
 
 
 @dataclass(frozen=True)
@@ -120,16 +127,11 @@ class Engine:
         check(lib.pyds4_engine_config(self._handle, c))
         ratios = self.file["deepseek4.attention.compress_ratios"]
         assert isinstance(ratios, list)
-        same = (
-            "layer_count hidden_size context_length head_count head_dim rope_dim query_rank window "
-            "indexer_head_count indexer_dim indexer_top_k expert_count expert_used_count "
-            "expert_size hash_layer_count"
-        ).split()
         config = ModelConfig(
             name=str(self.file.get("general.name", "")),
             vocab_size=c.vocabulary_size,
             compress_ratios=tuple(ratios),
-            **{key: getattr(c, key) for key in same},
+            **{key: getattr(c, key) for key in _SAME_IN_C},
         )
         return config, c.threads
 
@@ -210,7 +212,10 @@ class Engine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -219,7 +224,7 @@ class Engine:
 
 
 def _token_array(tokens: Sequence[int]) -> npt.NDArray[np.int32]:
-    """Ids as the C ABI takes them; what does not fit 32 bits becomes -1, which the engine refuses."""
+    """Ids as the C ABI takes them; what 32 bits do not hold becomes -1, which is refused."""
     wide = np.asarray(tokens, dtype=np.int64)
     if wide.ndim != 1:
         raise InvalidArgumentError(f"tokens: expected a flat list of ids, found {wide.ndim} axes")

@@ -49,17 +49,19 @@ def generate(
     session = target.session() if isinstance(target, Engine) else target
     tokenizer = engine.tokenizer
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    stops = frozenset([tokenizer.eos_id] if stop_ids is None else stop_ids)
+    if stop_ids is None:
+        stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    stops = frozenset(stop_ids)
     try:
-        yield from _tokens(engine, session, ids, Sampler(sampling or Sampling()), max_tokens, stops,
-                           progress)  # fmt: skip
+        yield from _tokens(
+            session, ids, Sampler(sampling or Sampling()), max_tokens, stops, progress
+        )
     finally:
         if session is not target:
             session.close()
 
 
 def _tokens(
-    engine: Engine,
     session: Session,
     ids: list[int],
     sampler: Sampler,
@@ -67,6 +69,7 @@ def _tokens(
     stops: frozenset[int],
     progress: Progress | None,
 ) -> Iterator[Token]:
+    engine = session.engine
     session.prefill(ids, progress)
     decoder = engine.tokenizer.decoder()
     room = session.context_size - session.position

@@ -21,6 +21,10 @@ _NUMPY = {
     11: "<i8", 12: "<f8",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+# fmt: off
+_TYPE_NAMES = ["u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64",
+               "i64", "f64"]
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,11 @@ class ModelFile(Mapping[str, MetadataValue]):
 
     def describe(self, key: str) -> tuple[str, int]:
         """Type name and element count of an entry, without decoding it."""
-        names = "u8 i8 u16 i16 u32 i32 f32 bool string array u64 i64 f64".split()
         entry = ffi.new("pyds4_metadata *")
         check(lib.pyds4_file_metadata(self.handle, self._index[key], entry))
         if entry.type != _ARRAY:
-            return names[entry.type], 1
-        return f"array of {names[entry.element_type]}", entry.count
+            return _TYPE_NAMES[entry.type], 1
+        return f"array of {_TYPE_NAMES[entry.element_type]}", entry.count
 
     # The rest of the file
 

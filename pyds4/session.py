@@ -59,9 +59,7 @@ class Session:
         """The ids taken in so far."""
         count = self.position
         out = np.empty(count, np.int32)
-        check(
-            lib.pyds4_session_tokens(self.handle, ffi.cast("int32_t *", out.ctypes.data), count)
-        )
+        check(lib.pyds4_session_tokens(self.handle, ffi.cast("int32_t *", out.ctypes.data), count))
         ids: list[int] = out.tolist()
         return ids
 
@@ -73,9 +71,7 @@ class Session:
             InvalidArgumentError: nothing was evaluated since it was made or rewound.
         """
         out = np.empty(self.engine.config.vocab_size, np.float32)
-        check(
-            lib.pyds4_session_logits(self.handle, ffi.cast("float *", out.ctypes.data), out.size)
-        )
+        check(lib.pyds4_session_logits(self.handle, ffi.cast("float *", out.ctypes.data), out.size))
         return out
 
     # Going on
@@ -167,6 +163,9 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
