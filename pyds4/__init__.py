@@ -6,13 +6,11 @@
     for token in pyds4.generate(engine, "Once upon a time", max_tokens=20):
         print(token.text, end="")
 
-Names are imported when they are first used, so that what needs no engine (``pyds4.chat``,
-``pyds4.synth``, ``pyds4 --help``) works without its library.
+Names are imported when they are first used: the engine's library is loaded only by what needs it,
+so that ``pyds4 --help``, the tokenizer and the chat template do without it.
 """
 
-from __future__ import annotations
-
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,9 +38,9 @@ if TYPE_CHECKING:
     from pyds4.session import Session
     from pyds4.tokenizer import Tokenizer, Vocabulary
 
-__version__ = "0.1.0"
+    __version__: str
 
-_HOMES = {
+_SOURCES = {
     "engine": ("Engine", "ModelConfig", "StepItem", "StepResult"),
     "errors": (
         "BackendError",
@@ -66,22 +64,27 @@ _HOMES = {
     "session": ("Session",),
     "tokenizer": ("Tokenizer", "Vocabulary"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
 
+if not TYPE_CHECKING:  # else a type checker would believe in any name
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"pyds4.{_HOME_OF[name]}"), name)
-    elif name in ("chat", "errors"):
-        value = importlib.import_module(f"pyds4.{name}")
-    else:
-        raise AttributeError(f"module 'pyds4' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        value: Any
+        if name in _MODULE_OF:
+            value = getattr(import_module(f"pyds4.{_MODULE_OF[name]}"), name)
+        elif name in ("chat", "errors"):
+            value = import_module(f"pyds4.{name}")
+        elif name == "__version__":
+            native = import_module("pyds4._native")
+            value = native.text(native.lib.pyds4_version())
+        else:
+            raise AttributeError(f"module 'pyds4' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, "chat", "errors"})
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [
