@@ -143,13 +143,15 @@ class Engine:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Built from the file's vocabulary at first use; a built one is cached on disk.
+        """Built from the file's vocabulary at first use, which is then cached on disk.
 
         Raises:
             UnsupportedModelError, TokenizerError: the vocabulary is not one of this family.
         """
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_vocabulary(self.file.vocabulary())
+            found = os.stat(self.path)
+            key = f"{os.path.realpath(self.path)}:{found.st_size}:{found.st_mtime_ns}"
+            self._tokenizer = Tokenizer.cached(key, self.file.vocabulary)
         return self._tokenizer
 
     def session(self, context: int | None = None) -> Session:

@@ -44,19 +44,7 @@ static uint8_t e4m3_encode(float x) {
     return sign | (uint8_t)(code > 0x7e ? 0x7e : code);
 }
 
-/* Codes 0 … 7 mean 0, ½, 1, 1½, 2, 3, 4, 6; ties go to the even code. */
-static uint8_t e2m1_encode(float x) {
-    uint8_t sign = signbit(x) ? 8 : 0;
-    float v = fabsf(x);
-    if (v <= 0.25f) return sign;
-    if (v < 0.75f) return sign | 1;
-    if (v <= 1.25f) return sign | 2;
-    if (v < 1.75f) return sign | 3;
-    if (v <= 2.5f) return sign | 4;
-    if (v < 3.5f) return sign | 5;
-    if (v <= 5.0f) return sign | 6;
-    return sign | 7;
-}
+/* Codes 0 … 7 mean 0, ½, 1, 1½, 2, 3, 4, 6; bit 3 is the sign. */
 const float kv_e2m1[16] = {0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -.5f, -1, -1.5f, -2, -3, -4, -6};
 
 static float block_amax(const float *x, int n) {
@@ -116,35 +104,6 @@ static void fp8_encode(const float *x, int64_t dim, int64_t rope, uint8_t *row) 
     rope_encode(x + plain, rope, scales + blocks, scales + fp8_scale_bytes(dim, rope));
 }
 
-/* ---------------------------------------------------------------- FP4 */
-
-/* x · H / √dim with Sylvester's matrix, dim a power of two. */
-static void hadamard(float *x, int64_t dim) {
-    for (int64_t step = 1; step < dim; step *= 2)
-        for (int64_t i = 0; i < dim; i += 2 * step)
-            for (int64_t j = i; j < i + step; j++) {
-                float a = x[j], b = x[j + step];
-                x[j] = a + b;
-                x[j + step] = a - b;
-            }
-    float scale = 1.0f / sqrtf((float)dim);
-    for (int64_t i = 0; i < dim; i++) x[i] *= scale;
-}
-
-static void fp4_encode(const float *x, int64_t dim, uint8_t *row) {
-    float v[FP4_MAX_DIM];
-    memcpy(v, x, (size_t)dim * sizeof *v);
-    hadamard(v, dim);
-    uint8_t *scales = row + dim / 2;
-    for (int64_t b = 0; b < dim / FP4_BLOCK; b++) {
-        float amax = block_amax(v + b * FP4_BLOCK, FP4_BLOCK), least = 6 * 0x1p-126f;
-        scales[b] = exponent_above((amax > least ? amax : least) / 6.0f);
-        float inverse = inverse_power_of_two(scales[b]);
-        for (int64_t i = b * FP4_BLOCK; i < (b + 1) * FP4_BLOCK; i += 2)
-            row[i / 2] = (uint8_t)(e2m1_encode(v[i] * inverse) | e2m1_encode(v[i + 1] * inverse) << 4);
-    }
-}
-
 /* ---------------------------------------------------------------- any format */
 
 #define CK_BODY "kv_rows_body.h"
@@ -173,7 +132,7 @@ static void encode_task(void *context, int64_t t, int thread) {
     uint8_t *row = a->rows + (size_t)t * a->row_bytes;
     switch (a->format) {
     case CK_ROW_FP8: fp8_encode(x, a->dim, a->rope, row); break;
-    case CK_ROW_FP4: fp4_encode(x, a->dim, row); break;
+    case CK_ROW_FP4: CK_DISPATCH(fp4_encode)(x, a->dim, row); break;
     default: memcpy(row, x, a->row_bytes);
     }
 }
@@ -199,7 +158,7 @@ static void round_task(void *context, int64_t task, int thread) {
     int64_t end = (task + 1) * a->rows_per_task;
     uint8_t row[FP4_MAX_DIM];
     for (int64_t t = task * a->rows_per_task; t < (end < a->n ? end : a->n); t++) {
-        fp4_encode(a->x + t * a->dim, a->dim, row);
+        CK_DISPATCH(fp4_encode)(a->x + t * a->dim, a->dim, row);
         kv_row_decode(CK_ROW_FP4, row, a->dim, 0, a->x + t * a->dim);
     }
 }
