@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 
 from pyds4.engine import Engine, StepItem
@@ -26,7 +26,7 @@ def generate(
     max_tokens: int | None = None,
     stop_ids: Collection[int] | None = None,
     progress: Progress | None = None,
-) -> Iterator[Token]:
+) -> Generator[Token, None, None]:
     """Continue ``prompt`` token by token.
 
     Args:
@@ -68,7 +68,7 @@ def _tokens(
     max_tokens: int | None,
     stops: frozenset[int],
     progress: Progress | None,
-) -> Iterator[Token]:
+) -> Generator[Token, None, None]:
     engine = session.engine
     session.prefill(ids, progress)
     decoder = engine.tokenizer.decoder()
