@@ -1,0 +1,125 @@
+"""create_app(settings, engine): the server, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Any
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.exceptions import SanicException
+from sanic.response import empty
+
+from pyds4_server.engine_api import EngineLike
+from pyds4_server.errors import ApiError
+from pyds4_server.http import json_reply
+from pyds4_server.openai import chat, models
+from pyds4_server.openai.convert import error_body as openai_error
+from pyds4_server.security import HostCheck, KeyCheck
+from pyds4_server.service import Service
+from pyds4_server.settings import Settings
+
+log = logging.getLogger("pyds4.server")
+
+_numbers = itertools.count()
+
+_HOURS_S = 24 * 3600
+"""Sanic's limit on making a response. Prefill of a long prompt may take very long; whether the
+client still waits is seen from its connection."""
+
+PUBLIC_PATHS = frozenset({"/", "/health", "/docs"})
+"""Served without an API key."""
+
+
+def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
+    """The application for one engine.
+
+    The engine is used from the moment the app starts until it stops, by the scheduler's thread.
+
+    Raises:
+        OSError: the API key file cannot be read.
+    """
+    app: Sanic[Any, Any] = Sanic(f"pyds4-{next(_numbers)}", configure_logging=False)
+    app.config.update(
+        {
+            "ACCESS_LOG": False,
+            "AUTO_EXTEND": False,
+            "KEEP_ALIVE_TIMEOUT": 120,
+            "MOTD": False,
+            "REQUEST_MAX_HEADER_SIZE": 16384,
+            "REQUEST_MAX_SIZE": settings.max_body_bytes,
+            "REQUEST_TIMEOUT": 300,
+            "RESPONSE_TIMEOUT": _HOURS_S,
+            # Rewrites methods of Sanic once a process; a second app would fail.
+            "TOUCHUP": False,
+        }
+    )
+    app.ctx.service = Service(settings, engine)
+    for blueprint in (chat.blueprint, models.blueprint):
+        app.blueprint(blueprint)
+    _guard(app, settings)
+    _handle_errors(app)
+
+    @app.before_server_start
+    async def start(app: Sanic[Any, Any]) -> None:
+        app.ctx.service.scheduler.start(asyncio.get_running_loop())
+
+    @app.before_server_stop
+    async def stop(app: Sanic[Any, Any]) -> None:
+        await app.ctx.service.scheduler.stop(settings.shutdown_grace_s)
+
+    @app.get("/health", name="health")
+    async def health(request: Request) -> HTTPResponse:
+        scheduler = app.ctx.service.scheduler
+        counters = scheduler.counters
+        state = {
+            "status": "ok" if scheduler.is_running else "stopping",
+            "model": app.ctx.service.model_id,
+            "active": counters.active,
+            "waiting": counters.waiting,
+        }
+        return json_reply(state, status=200 if scheduler.is_running else 503)
+
+    @app.head("/", name="head")
+    async def head(request: Request) -> HTTPResponse:
+        return empty(200)
+
+    return app
+
+
+def _guard(app: Sanic[Any, Any], settings: Settings) -> None:
+    """Check every request's host and key before anything else sees it."""
+    hosts = HostCheck(settings.host, settings.allowed_hosts)
+    keys = KeyCheck(settings.keys())
+
+    @app.on_request
+    async def check(request: Request) -> None:
+        hosts.check(request.headers.get("host"))
+        if request.path not in PUBLIC_PATHS:
+            keys.check(request.headers)
+
+
+def _handle_errors(app: Sanic[Any, Any]) -> None:
+    """Every failure leaves in the shape of the protocol that was spoken."""
+
+    @app.exception(ApiError)
+    async def known(request: Request, error: ApiError) -> HTTPResponse:
+        return error_reply(request, error)
+
+    @app.exception(Exception)
+    async def unknown(request: Request, error: Exception) -> HTTPResponse | None:
+        if isinstance(error, SanicException):
+            status = error.status_code or 500
+            message = str(error) or "The request could not be handled."
+            return error_reply(request, ApiError(message, status=status))
+        log.exception("unhandled error on %s %s", request.method, request.path)
+        return error_reply(request, ApiError("Internal server error.", status=500))
+
+
+def error_reply(request: Request | None, error: ApiError) -> HTTPResponse:
+    """``error`` as a response."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    return json_reply(openai_error(error), status=error.status, headers=headers)

@@ -1,0 +1,67 @@
+"""GET /v1/models and /v1/models/NAME, for OpenAI's and Anthropic's clients alike."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import unquote
+
+from sanic import Blueprint, HTTPResponse, Request
+
+from pyds4_server.errors import UnknownModelError
+from pyds4_server.http import json_reply, service_of
+from pyds4_server.openai import protocol as p
+from pyds4_server.service import Service
+
+blueprint = Blueprint("models")
+
+
+@blueprint.get("/v1/models")
+async def list_models(request: Request) -> HTTPResponse:
+    """The one model, and its aliases."""
+    service = service_of(request)
+    cards = [model_card(service, name) for name in _names(service)]
+    return json_reply(
+        p.ModelList(
+            object="list", data=cards, has_more=False, first_id=cards[0].id, last_id=cards[-1].id
+        )
+    )
+
+
+@blueprint.get("/v1/models/<name:path>")
+async def get_model(request: Request, name: str) -> HTTPResponse:
+    """One model by name."""
+    service = service_of(request)
+    name = unquote(name)
+    if name not in _names(service):
+        raise UnknownModelError(f"The model {name!r} does not exist.", param="model")
+    return json_reply(model_card(service, name))
+
+
+def _names(service: Service) -> tuple[str, ...]:
+    return (service.model_id, *service.settings.model_aliases)
+
+
+def model_card(service: Service, name: str) -> p.ModelCard:
+    """Name and limits in every spelling that clients look for."""
+    context = service.context_tokens
+    return p.ModelCard(
+        id=name,
+        object="model",
+        created=service.started_s,
+        owned_by="pyds4",
+        context_length=context,
+        context_window=context,
+        max_model_len=context,
+        max_output_tokens=context,
+        capabilities={
+            "tools": True,
+            "reasoning": True,
+            "streaming": True,
+            "vision": False,
+            "logprobs": True,
+            "structured_output": False,
+        },
+        display_name=name,
+        type="model",
+        created_at=datetime.fromtimestamp(service.started_s, UTC).isoformat(),
+    )

@@ -1,0 +1,463 @@
+"""One thread owns the engine and steps it: continuous batching.
+
+::
+
+    submit ─▶ waiting ─▶ prefill ─┬▶ decode ─▶ finished
+                  ▲               └ a chunk a step, beside the tokens of everyone who decodes
+      queue bound: OverloadedError
+
+A step takes one token of every decoding sequence and a bounded share of prompt tokens, so a long
+prompt slows the others down but never stops them. Everything that happened in a step reaches the
+event loop in one call. Only this thread touches sessions; the loop only submits and cancels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+from pyds4 import Sampler, Sampling, StepItem, Tokenizer
+from pyds4.errors import ContextFullError, PyDS4Error
+from pyds4_server.counters import Counters
+from pyds4_server.engine_api import EngineLike, SessionLike, StepResultLike
+from pyds4_server.errors import OverloadedError, ShuttingDownError
+from pyds4_server.events import Event, Failed, Finished, FinishReason, Prefilled, Update, Usage
+from pyds4_server.generation import Generation, GenerationRequest, SpecialTokens
+from pyds4_server.jobs import Job, Subscription
+from pyds4_server.repetition import RepetitionGuard
+from pyds4_server.sampling import TokenChooser
+from pyds4_server.sessions import PooledSession, SessionPool
+from pyds4_server.settings import Settings
+
+log = logging.getLogger("pyds4.scheduler")
+
+_GREEDY = Sampler(Sampling(temperature=0.0))
+
+
+class Answering:
+    """One answer being made: its generation, its session, and how far its prompt is.
+
+    ``session`` is None for the second and later answers to a prompt that is still evaluated.
+    """
+
+    __slots__ = (
+        "cached",
+        "choice",
+        "done",
+        "first_token_s",
+        "generation",
+        "job",
+        "pending",
+        "prompt",
+        "sampler",
+        "session",
+        "started_s",
+    )
+
+    def __init__(self, job: Job, choice: int, generation: Generation, sampler: Sampler) -> None:
+        self.job = job
+        self.choice = choice
+        self.generation = generation
+        self.prompt = job.request.prompt
+        self.session: PooledSession | None = None
+        self.done = 0
+        self.cached = 0
+        self.pending: int | None = None
+        self.sampler = sampler
+        self.started_s = time.monotonic()
+        self.first_token_s = 0.0
+
+    def engine_sampler(self) -> Sampler | None:
+        """What the engine is to draw the next token with; None to read the logits instead."""
+        generation = self.generation
+        if not generation.engine_may_sample:
+            return None
+        return _GREEDY if generation.wants_greedy else self.sampler
+
+
+class _Work(NamedTuple):
+    """One item of a step: ``prompt_tokens`` is 0 for a decode."""
+
+    sequence: Answering
+    item: StepItem
+    prompt_tokens: int
+
+
+class Scheduler:
+    """Runs requests on an engine. ``submit`` belongs to the event loop's thread.
+
+    Args:
+        engine: Owned from ``start`` to ``stop``.
+        settings: Bounds and chunk sizes.
+    """
+
+    def __init__(self, engine: EngineLike, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._tokenizer: Tokenizer = engine.tokenizer
+        self._special = SpecialTokens.of(engine.tokenizer)
+        self.context_tokens = min(
+            settings.context_tokens or engine.config.context_length, engine.config.context_length
+        )
+        limit = max(settings.max_sessions, settings.max_active)
+        self._pool = SessionPool(engine, limit, self.context_tokens)
+        self._wake = threading.Condition()
+        self._inbox: deque[Job] = deque()
+        self._waiting_count = 0
+        self._is_stopping = False
+        self._active: list[Answering] = []
+        self._shared: dict[str, Job] = {}
+        self._outbox: dict[Job, list[Update]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="pyds4-scheduler", daemon=True)
+        self.counters = Counters()
+
+    # On the event loop's thread
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to serve; events are delivered on ``loop``."""
+        self._loop = loop
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive() and not self._is_stopping
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+    def submit(self, request: GenerationRequest) -> Subscription:
+        """Queue ``request``, or join the identical one that is under way.
+
+        Raises:
+            OverloadedError: the queue is full.
+            ShuttingDownError: ``stop`` was called.
+        """
+        key = request.deduplication_key
+        if key is not None and (running := self._shared.get(key)) and not running.is_cancelled:
+            return running.subscribe()
+        if self._is_stopping:
+            raise ShuttingDownError
+        job = Job(request, self._abandoned)
+        with self._wake:
+            busy = self.counters.active + self._waiting_count
+            if busy >= self._settings.max_active + self._settings.max_waiting:
+                raise OverloadedError(self._waiting_count, self._settings.retry_after_s)
+            self._waiting_count += 1
+            self._inbox.append(job)
+            self._wake.notify()
+        if key is not None:
+            self._shared[key] = job
+        return job.subscribe()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new requests, give running ones ``grace_s``, then end the rest and the thread."""
+        self._is_stopping = True
+        deadline = time.monotonic() + grace_s
+        while self.counters.active + self._waiting_count and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        with self._wake:
+            self._loop_ended = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    _loop_ended = False
+
+    def _abandoned(self, job: Job) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _deliver(self, outbox: dict[Job, list[Update]]) -> None:
+        for job, updates in outbox.items():
+            job.publish(updates)
+            key = job.request.deduplication_key
+            if job.is_over and key is not None and self._loop is not None:
+                self._loop.call_later(self._settings.finished_ttl_s, self._forget, key, job)
+
+    def _forget(self, key: str, job: Job) -> None:
+        if self._shared.get(key) is job:
+            del self._shared[key]
+
+    # On the scheduler's thread
+
+    def _run(self) -> None:
+        waiting: deque[Job] = deque()
+        while True:
+            with self._wake:
+                while not (self._inbox or self._active or waiting or self._loop_ended):
+                    self._wake.wait()
+                waiting.extend(self._inbox)
+                self._inbox.clear()
+            if self._loop_ended:
+                break
+            self._drop_cancelled(waiting)
+            self._admit(waiting)
+            if self._active:
+                self._step()
+            self._flush()
+        for sequence in list(self._active):
+            self._end(sequence, Failed("the server is shutting down", "shutdown"))
+        for job in waiting:
+            self._emit(job, 0, Failed("the server is shutting down", "shutdown"))
+        self._flush()
+        self._pool.close()
+
+    def _drop_cancelled(self, waiting: deque[Job]) -> None:
+        for sequence in [s for s in self._active if s.job.is_cancelled]:
+            self._remove(sequence)
+            self.counters.cancelled += 1
+        for job in [job for job in waiting if job.is_cancelled]:
+            waiting.remove(job)
+            self._waiting(-1)
+            self.counters.cancelled += 1
+
+    def _admit(self, waiting: deque[Job]) -> None:
+        """Start requests in the order they came, as long as the batch has room."""
+        while waiting:
+            job = waiting[0]
+            if self._active and len(self._active) + job.request.n > self._settings.max_active:
+                return
+            waiting.popleft()
+            try:
+                self._begin(job)
+            except PyDS4Error as error:
+                log.warning("a request could not be started: %s", error)
+                self._emit(job, 0, Failed(str(error)))
+            finally:
+                self._waiting(-1)
+
+    def _begin(self, job: Job) -> None:
+        request = job.request
+        session, cached = self._pool.acquire(request.prompt)
+        self.counters.prompt_tokens += len(request.prompt)
+        self.counters.cached_tokens += cached
+        for choice in range(request.n):
+            sequence = self._sequence(job, choice)
+            sequence.cached = cached
+            if choice == 0:
+                sequence.session, sequence.done = session, cached
+            self._active.append(sequence)
+        self.counters.active = len(self._active)
+        self._emit(job, 0, Prefilled(cached, len(request.prompt), cached))
+
+    def _sequence(self, job: Job, choice: int) -> Answering:
+        request, options = job.request, job.request.sampling
+        seed = None if options.seed is None else options.seed + choice
+        sampler = Sampler(
+            Sampling(options.temperature, options.top_p, options.top_k, options.min_p, seed)
+        )
+        chooser = TokenChooser(
+            options, request.prompt, self._engine.config.vocab_size, sampler, request.top_logprobs
+        )
+        guard = RepetitionGuard() if self._settings.repetition_guard else None
+        generation = Generation(request, self._tokenizer, self._special, chooser, guard)
+        return Answering(job, choice, generation, sampler)
+
+    def _step(self) -> None:
+        work = self._plan()
+        if not work:
+            return
+        begin = time.monotonic()
+        try:
+            results: Sequence[StepResultLike] = self._engine.step([w.item for w in work])
+        except Exception as error:
+            # Whatever it was, the sessions of this step are in an unknown state.
+            log.exception("the engine failed a step of %d items", len(work))
+            self.counters.engine_errors += 1
+            for sequence in list(self._active):
+                self._fail(sequence, error)
+            return
+        took_s = time.monotonic() - begin
+        self.counters.step(
+            took_s,
+            decoded=sum(1 for w in work if not w.prompt_tokens),
+            prefilled=sum(w.prompt_tokens for w in work),
+        )
+        for w, result in zip(work, results, strict=True):
+            self._take(w, result)
+
+    def _plan(self) -> list[_Work]:
+        """The items of the next step: every decoder, and prompts within the step's share."""
+        work: list[_Work] = []
+        prefilling: list[Answering] = []
+        for sequence in self._active:
+            if sequence.session is None:
+                continue
+            if sequence.pending is None:
+                prefilling.append(sequence)
+                continue
+            item = _item(sequence.session.session, [sequence.pending], sequence.engine_sampler())
+            work.append(_Work(sequence, item, 0))
+        settings = self._settings
+        budget = settings.prefill_chunk_tokens if work else settings.prefill_idle_chunk_tokens
+        remaining = [len(sequence.prompt) - sequence.done for sequence in prefilling]
+        for sequence, count in zip(prefilling, share(remaining, budget), strict=True):
+            if not count or sequence.session is None:
+                continue
+            count = piece(sequence.done, count, len(sequence.prompt))
+            end = sequence.done + count
+            is_last = end == len(sequence.prompt)
+            single = sequence.job.request.n == 1
+            sampler = sequence.engine_sampler() if is_last and single else None
+            tokens = list(sequence.prompt[sequence.done : end])
+            item = _item(sequence.session.session, tokens, sampler)
+            work.append(_Work(sequence, item, count))
+        return work
+
+    def _take(self, work: _Work, result: StepResultLike) -> None:
+        """Act on one result."""
+        sequence, item, prompt_tokens = work
+        session = sequence.session
+        if result.error is not None:
+            if isinstance(result.error, ContextFullError) and not prompt_tokens:
+                self._finish(sequence, "length")
+            else:
+                self._fail(sequence, result.error)
+            return
+        if session is None:
+            return
+        session.tokens.extend(item.tokens)
+        if prompt_tokens:
+            sequence.done += prompt_tokens
+            progress = Prefilled(sequence.done, len(sequence.prompt), sequence.cached)
+            self._emit(sequence.job, sequence.choice, progress)
+            if sequence.done < len(sequence.prompt):
+                return
+            if sequence.job.request.n > 1:
+                self._fork_choices(sequence, session)
+        token = result.token
+        if token is None:
+            token = sequence.generation.choose(session.session.logits)
+        self._accept(sequence, token)
+
+    def _fork_choices(self, first: Answering, session: PooledSession) -> None:
+        """The prompt is evaluated: the other answers to it begin at the same logits."""
+        logits = session.session.logits
+        for sequence in [s for s in self._active if s.job is first.job and s is not first]:
+            try:
+                sequence.session = self._pool.fork(session)
+            except PyDS4Error as error:
+                self._fail(sequence, error)
+                return
+            sequence.done = first.done
+            self._accept(sequence, sequence.generation.choose(logits))
+
+    def _accept(self, sequence: Answering, token: int) -> None:
+        generation = sequence.generation
+        if not generation.tokens:
+            sequence.first_token_s = time.monotonic()
+        for event in generation.accept(token):
+            self._emit(sequence.job, sequence.choice, event)
+        if generation.finish_reason is not None:
+            self._finish(sequence, generation.finish_reason)
+        elif len(sequence.prompt) + len(generation.tokens) > self.context_tokens:
+            self._finish(sequence, "length")
+        else:
+            sequence.pending = token
+
+    def _finish(self, sequence: Answering, reason: FinishReason) -> None:
+        generation = sequence.generation
+        if generation.finish_reason is None:
+            for event in generation.end(reason):
+                self._emit(sequence.job, sequence.choice, event)
+        now = time.monotonic()
+        usage = Usage(
+            prompt_tokens=len(sequence.prompt),
+            cached_tokens=sequence.cached,
+            completion_tokens=len(generation.tokens),
+            reasoning_tokens=generation.reasoning_tokens,
+        )
+        timing = {
+            "prefill_s": round(sequence.first_token_s - sequence.started_s, 6),
+            "decode_s": round(now - sequence.first_token_s, 6),
+        }
+        self.counters.finished += 1
+        self.counters.latency(sequence.first_token_s - sequence.started_s)
+        finish = generation.finish_reason or reason
+        self._end(sequence, Finished(finish, usage, generation.stop_sequence, timing))
+
+    def _fail(self, sequence: Answering, error: BaseException) -> None:
+        """End every answer of the request; their sessions are of no use any more."""
+        message = str(error) if isinstance(error, PyDS4Error) else "the engine failed"
+        self.counters.failed += 1
+        for other in [s for s in self._active if s.job is sequence.job]:
+            if other.session is not None:
+                self._pool.discard(other.session)
+                other.session = None
+            self._remove(other)
+        self._emit(sequence.job, sequence.choice, Failed(message))
+
+    def _end(self, sequence: Answering, event: Event) -> None:
+        self._remove(sequence)
+        self._emit(sequence.job, sequence.choice, event)
+
+    def _remove(self, sequence: Answering) -> None:
+        if sequence in self._active:
+            self._active.remove(sequence)
+        self.counters.active = len(self._active)
+        if sequence.session is not None:
+            self._pool.release(sequence.session)
+            sequence.session = None
+
+    def _waiting(self, change: int) -> None:
+        with self._wake:
+            self._waiting_count += change
+        self.counters.waiting = self._waiting_count
+
+    def _emit(self, job: Job, choice: int, event: Event) -> None:
+        self._outbox.setdefault(job, []).append(Update(choice, event))
+
+    def _flush(self) -> None:
+        """Everything that happened since the last time, in one call into the loop."""
+        self.counters.sessions = len(self._pool)
+        if not self._outbox or self._loop is None:
+            return
+        outbox, self._outbox = self._outbox, {}
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, outbox)
+        except RuntimeError:
+            log.warning("the event loop is closed; %d requests lose their answers", len(outbox))
+
+
+def _item(session: SessionLike, tokens: list[int], sampler: Sampler | None) -> StepItem:
+    return StepItem(cast(Any, session), tokens, sampler)
+
+
+def piece(done: int, granted: int, total: int) -> int:
+    """How many of the ``granted`` tokens to evaluate in one item.
+
+    The engine can go back to where an item of several tokens ended. The last token of a prompt
+    goes alone, so that it can go back to just before it: there a conversation parts when the same
+    prompt is sent again, when thinking is switched, and when reasoning is left out of a later
+    prompt. Items before end on multiples of 128, where the engine's own chunks end too.
+    """
+    end = done + granted
+    if end == total:
+        return granted - 1 if granted > 1 else granted
+    aligned = end - end % 128
+    return aligned - done if aligned > done else granted
+
+
+def share(remaining: Sequence[int], budget: int) -> list[int]:
+    """Divide ``budget`` prompt tokens among sequences, the oldest first in the list.
+
+    The oldest always gets half, so nobody starves; the other half goes to whoever is done soonest,
+    so that a title request does not wait behind a repository.
+    """
+    grants = [0] * len(remaining)
+    if not remaining:
+        return grants
+    grants[0] = min(remaining[0], budget - budget // 2)
+    left = budget - grants[0]
+    for index in sorted(range(1, len(remaining)), key=remaining.__getitem__):
+        grants[index] = min(remaining[index], left)
+        left -= grants[index]
+    grants[0] += min(remaining[0] - grants[0], left)
+    return grants

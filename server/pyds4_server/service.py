@@ -1,0 +1,116 @@
+"""What every endpoint shares: the engine's names and limits, and the way into the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyds4.tokenizer import Tokenizer
+from pyds4_server.conversation import Conversation, Rendered, render_conversation
+from pyds4_server.engine_api import EngineLike
+from pyds4_server.errors import PromptTooLongError, UnknownModelError
+from pyds4_server.memory import TurnMemory
+from pyds4_server.scheduler import Scheduler
+from pyds4_server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A rendered and tokenized conversation."""
+
+    ids: list[int]
+    rendered: Rendered
+
+
+class Service:
+    """One engine as the endpoints see it. All methods belong to the event loop's thread.
+
+    Args:
+        settings: Every knob.
+        engine: The opened model.
+    """
+
+    def __init__(self, settings: Settings, engine: EngineLike) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.tokenizer: Tokenizer = engine.tokenizer
+        self.scheduler = Scheduler(engine, settings)
+        self.context_tokens = self.scheduler.context_tokens
+        self.memory = TurnMemory(engine.tokenizer)
+        self.model_id = settings.model_name or _file_stem(engine) or "deepseek-v4"
+        self.started_s = int(time.time())
+
+    def check_model(self, name: str) -> None:
+        """Accept the names this model answers to.
+
+        Raises:
+            UnknownModelError: another name, and ``strict_model`` is set.
+        """
+        known = (self.model_id, *self.settings.model_aliases)
+        if self.settings.strict_model and name not in known:
+            raise UnknownModelError(
+                f"The model {name!r} does not exist; this server has {', '.join(known)}.",
+                param="model",
+            )
+
+    async def prepare(self, conversation: Conversation) -> Prepared:
+        """Render and tokenize off the event loop: a long prompt takes a while.
+
+        Raises:
+            InvalidRequestError: the conversation cannot be rendered.
+        """
+        return await asyncio.to_thread(self._prepare, conversation)
+
+    def _prepare(self, conversation: Conversation) -> Prepared:
+        settings = self.settings
+        rendered = render_conversation(
+            self.memory.with_reasoning(conversation),
+            default_thinking=settings.default_thinking,
+            profile=settings.effort_profile,
+        )
+        ids = rendered.prompt.token_ids(self.tokenizer)
+        return Prepared(self.memory.replay(ids, rendered), rendered)
+
+    def token_budget(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        """How many tokens an answer may have: what was asked, within what the context holds.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for one token.
+        """
+        room = self.context_tokens - prompt_tokens
+        if room < 1:
+            raise PromptTooLongError(prompt_tokens, self.context_tokens)
+        wanted = max_tokens or self.settings.default_max_tokens or room
+        return min(wanted, room)
+
+
+def deduplication_key(
+    path: str, headers: Mapping[str, str], body: bytes, *, deterministic: bool
+) -> str | None:
+    """What makes two requests one, or None.
+
+    A client that gave up and sends the same again says so (the SDKs count retries in a header), and
+    joins the answer under way. Two equal requests that both want a fresh sample are two.
+    """
+    token = headers.get("idempotency-key")
+    is_retry = headers.get("x-stainless-retry-count", "0") != "0"
+    if not (token or is_retry or deterministic):
+        return None
+    digest = hashlib.sha256(path.encode())
+    digest.update((headers.get("authorization") or headers.get("x-api-key") or "").encode())
+    digest.update(b"\0" + (token or "").encode() + b"\0")
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def _file_stem(engine: Any) -> str | None:
+    """The model's name from its file, without the part number of a split file."""
+    path = getattr(engine, "path", None)
+    if not path:
+        return None
+    return Path(str(path)).stem.split("-00001-of-")[0]

@@ -1,0 +1,54 @@
+"""A server on a loopback port, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+from pyds4_server import Settings, running
+from pyds4_server.engine_api import EngineLike
+from pyds4_server.service import Service
+from server_fakes import FakeEngine
+
+
+class Served:
+    """A running server with its engine and one client of every kind."""
+
+    def __init__(self, url: str, engine: Any, service: Service) -> None:
+        self.url = url
+        self.service = service
+        self.engine = engine
+        self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
+        self.anthropic = anthropic.AsyncAnthropic(base_url=url, api_key="key", max_retries=0)
+        self.http = httpx.AsyncClient(base_url=url, timeout=30)
+
+    @property
+    def active(self) -> int:
+        """Sequences in the batch and requests in the queue."""
+        counters = self.service.scheduler.counters
+        return counters.active + counters.waiting
+
+    async def close(self) -> None:
+        await self.openai.close()
+        await self.anthropic.close()
+        await self.http.aclose()
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@asynccontextmanager
+async def serving(engine: EngineLike | None = None, **settings: Any) -> AsyncIterator[Served]:
+    """Serve ``engine`` with ``settings`` on a free port."""
+    engine = engine or FakeEngine()
+    checked = Settings(**{"port": 0, "shutdown_grace_s": 0.2} | settings)
+    async with running(checked, engine) as (url, service):
+        served = Served(url, engine, service)
+        try:
+            yield served
+        finally:
+            await served.close()
