@@ -21,12 +21,14 @@ public struct RowFormat: Equatable, Sendable {
 public struct RowStore {
     public let format: RowFormat
     public let rowsPerPage: Int
+    public let memory: any Memory
     public private(set) var count = 0
     private var pages: [Buffer] = []
 
-    public init(format: RowFormat, rowsPerPage: Int) {
+    public init(format: RowFormat, rowsPerPage: Int, memory: any Memory = CPUMemory.shared) {
         self.format = format
         self.rowsPerPage = rowsPerPage
+        self.memory = memory
     }
 
     public var byteCount: Int { pages.count * rowsPerPage * format.byteCount }
@@ -46,9 +48,9 @@ public struct RowStore {
         let needed = (count + rows + rowsPerPage - 1) / rowsPerPage
         for index in firstWhole..<max(needed, firstWhole) {
             if index == pages.count {
-                pages.append(try Buffer(byteCount: rowsPerPage * format.byteCount))
+                pages.append(try Buffer(byteCount: rowsPerPage * format.byteCount, in: memory))
             } else if !isKnownUniquelyReferenced(&pages[index]) {
-                pages[index] = try Buffer(byteCount: rowsPerPage * format.byteCount)
+                pages[index] = try Buffer(byteCount: rowsPerPage * format.byteCount, in: memory)
             }
         }
     }
@@ -60,12 +62,15 @@ public struct RowStore {
         while taken < added {
             let slot = count % rowsPerPage
             let n = min(added - taken, rowsPerPage - slot)
-            pages[count / rowsPerPage].contents.advanced(by: slot * size)
-                .copyMemory(from: rows + taken * size, byteCount: n * size)
+            memory.copy(from: rows + taken * size, to: pages[count / rowsPerPage].contents + slot * size,
+                        byteCount: n * size)
             taken += n
             count += n
         }
     }
+
+    /// Counts `added` rows that a kernel wrote, or will write, into the pages. `reserve` was called for them.
+    public mutating func extend(by added: Int) { count += added }
 
     /// Forgets all rows from `count` on, and the pages that only held such rows.
     public mutating func truncate(to count: Int) {

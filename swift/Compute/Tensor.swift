@@ -1,4 +1,5 @@
-/// Activations: `shape` floats in memory that an `Arena` owns, row-major.
+/// Activations: `shape` floats in memory that an `Arena` owns, row-major. Only its backend may follow
+/// the address.
 public struct Tensor {
     public let shape: [Int]
     public let floats: UnsafeMutablePointer<Float>
@@ -61,7 +62,9 @@ public final class Arena {
         let used: Int
     }
 
-    public init() {}
+    private let memory: any Memory
+
+    public init(memory: any Memory = CPUMemory.shared) { self.memory = memory }
 
     public var byteCount: Int { slabs.reduce(spare?.byteCount ?? 0) { $0 + $1.buffer.byteCount } }
 
@@ -101,7 +104,7 @@ public final class Arena {
         let size = max(wanted + Self.alignment, 2 * (slabs.last?.buffer.byteCount ?? 0), Self.smallestSlab)
         var buffer = spare
         if buffer == nil || buffer!.byteCount < wanted + Self.alignment {
-            buffer = try Buffer(byteCount: size)
+            buffer = try Buffer(byteCount: size, in: memory)
         } else {
             spare = nil
         }

@@ -6,9 +6,12 @@ public struct KVFormats: Sendable {
     public let roundings: Bool
     public let row: RowFormat
     public let indexRow: RowFormat
+    /// Where caches live: that of the backend.
+    public let memory: any Memory
 
-    public init(_ c: Configuration, roundings: Bool) {
+    public init(_ c: Configuration, roundings: Bool, memory: any Memory = CPUMemory.shared) {
         self.roundings = roundings
+        self.memory = memory
         row = RowFormat(roundings ? .fp8 : .float32, dim: c.headDim, rope: c.ropeDim)
         indexRow = RowFormat(roundings ? .fp4 : .float32, dim: c.indexerDim, rope: 0)
     }
@@ -20,13 +23,14 @@ struct CompressorState {
     var sums: Buffer
     let dim: Int
 
-    init(format: RowFormat, ratio: Int) throws {
+    init(format: RowFormat, ratio: Int, memory: any Memory) throws {
         // A page spans 1,024 tokens at ratio 4 and 4,096 at ratio 128: small for short sessions,
         // few for long ones.
-        rows = RowStore(format: format, rowsPerPage: ratio == Configuration.overlappingRatio ? 256 : 32)
+        rows = RowStore(format: format, rowsPerPage: ratio == Configuration.overlappingRatio ? 256 : 32,
+                        memory: memory)
         dim = format.dim
         let series = ratio == Configuration.overlappingRatio ? 3 : 1
-        sums = try Buffer(byteCount: series * 3 * format.dim * 4)
+        sums = try Buffer(byteCount: series * 3 * format.dim * 4, in: memory)
     }
 
     /// Shares the rows, copies the sums.
@@ -45,11 +49,11 @@ struct LayerCache {
     var indexer: CompressorState?
 
     init(_ c: Configuration, _ formats: KVFormats, layer: Int) throws {
-        ring = try Buffer(byteCount: c.window * formats.row.byteCount)
+        ring = try Buffer(byteCount: c.window * formats.row.byteCount, in: formats.memory)
         let ratio = c.compressRatios[layer]
-        if ratio != 0 { compressor = try CompressorState(format: formats.row, ratio: ratio) }
+        if ratio != 0 { compressor = try CompressorState(format: formats.row, ratio: ratio, memory: formats.memory) }
         if ratio == Configuration.overlappingRatio {
-            indexer = try CompressorState(format: formats.indexRow, ratio: ratio)
+            indexer = try CompressorState(format: formats.indexRow, ratio: ratio, memory: formats.memory)
         }
     }
 
