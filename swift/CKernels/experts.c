@@ -18,6 +18,7 @@
 enum { PARTS_BYTES = 64 << 20 };
 
 typedef struct {
+    ck_pool *pool;
     const ck_experts *e;
     int64_t n, inner, dim;
     const float *x;
@@ -32,17 +33,8 @@ typedef struct {
     float *h;               /* [n · used, inner] when `down` has float weights */
     float *parts;           /* [n · used, band] */
     int64_t band_start, band;
+    int64_t chunks, per_task; /* of the section under way: chunks are 32 rows of an active expert */
 } layer;
-
-static int64_t divide_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
-static int64_t at_most(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 static ck_matrix expert_matrix(const ck_matrix *all, int32_t expert)
 {
@@ -76,65 +68,134 @@ static void group_by_expert(layer *l, const int32_t *ids, int64_t *counts)
     }
 }
 
-/* h of 16 inner rows for one tile of assignments: out [n, 32] holds gate and up side by side. */
-static void gate_up_rows(const layer *l, const ck_matrix *gate, const ck_matrix *up, int64_t row,
-                         int64_t begin, int64_t n, float (*h)[CK_TILE_ROWS], int64_t column)
+typedef struct {
+    int64_t active, row; /* which active expert; first row of the chunk */
+} place;
+
+static place place_of(int64_t chunk, int64_t rows)
 {
-    _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
-    ck_tile tile = {.type = gate->type, .n_rows = CK_TILE_ROWS, .cols = gate->cols, .acts = l->x_acts,
-                    .x = l->x, .ldx = gate->cols, .tokens = l->token_of + begin, .n = n, .out = out};
-    ck_tile_set_rows(&tile, 0, gate, row);
-    ck_tile_set_rows(&tile, 1, up, row);
+    int64_t per_expert = ck_divide_up(rows, CK_TILE_ROWS);
+    return (place){chunk / per_expert, chunk % per_expert * CK_TILE_ROWS};
+}
+
+/* gate and up of 16 inner rows for some assignments: out [n, 32] holds them side by side. */
+static void gate_up_tile(const layer *l, int thread, const ck_matrix *gate, const ck_matrix *up,
+                         int64_t row, const uint8_t *const next[2], int64_t begin, int64_t n, float *out)
+{
+    ck_tile tile = {.type = gate->type, .row_bytes = gate->row_bytes, .n_rows = CK_TILE_ROWS,
+                    .cols = gate->cols, .acts = l->x_acts, .x = l->x, .ldx = gate->cols,
+                    .tokens = l->token_of + begin, .n = n, .out = out, .next = {next[0], next[1]}};
+    tile.group[0] = ck_tile_group(l->pool, thread, gate, row, 0);
+    if (gate->type == up->type && gate->row_bytes == up->row_bytes) {
+        tile.group[1] = ck_tile_group(l->pool, thread, up, row, 1);
+        matmul_tile(&tile);
+        return;
+    }
+    /* Different formats cannot share a tile: half of each of two is thrown away. */
+    _Alignas(64) float up_out[CK_TILE_TOKENS * CK_TILE_ROWS];
+    tile.group[1] = tile.group[0];
     matmul_tile(&tile);
-    for (int64_t t = 0; t < n; t++) {
-        const float *g = out + t * CK_TILE_ROWS;
-        CK_DISPATCH(swiglu)(g, g + CK_GROUP_ROWS, CK_GROUP_ROWS, l->e->clamp,
-                            l->weights[l->slot_of[begin + t]], h[t] + column);
+    tile.type = up->type;
+    tile.row_bytes = up->row_bytes;
+    tile.group[0] = tile.group[1] = ck_tile_group(l->pool, thread, up, row, 1);
+    tile.out = up_out;
+    matmul_tile(&tile);
+    for (int64_t t = 0; t < n; t++)
+        memcpy(out + t * CK_TILE_ROWS + CK_GROUP_ROWS, up_out + t * CK_TILE_ROWS,
+               CK_GROUP_ROWS * sizeof *out);
+}
+
+static void store_h(const layer *l, int64_t assignment, int64_t row, const float h[CK_TILE_ROWS])
+{
+    if (l->h)
+        memcpy(l->h + assignment * l->inner + row, h,
+               (size_t)ck_at_most(CK_TILE_ROWS, l->inner - row) * sizeof *h);
+    else
+        quant_activations(h, 1, l->h_acts.blocks + row / CK_BLOCK * l->h_acts.stride + assignment, 0);
+}
+
+static void gate_up_chunk(const layer *l, int thread, place here, place next)
+{
+    int32_t expert = l->active[here.active], next_expert = l->active[next.active];
+    ck_matrix gate = expert_matrix(&l->e->gate, expert), up = expert_matrix(&l->e->up, expert);
+    ck_matrix next_gate = expert_matrix(&l->e->gate, next_expert);
+    ck_matrix next_up = expert_matrix(&l->e->up, next_expert);
+    int64_t end = l->first[here.active + 1];
+    for (int64_t begin = l->first[here.active]; begin < end; begin += CK_TILE_TOKENS) {
+        int64_t n = ck_at_most(CK_TILE_TOKENS, end - begin);
+        _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
+        _Alignas(64) float h[CK_TILE_TOKENS][CK_TILE_ROWS];
+        for (int half = 0; half < 2; half++) {
+            int64_t row = here.row + half * CK_GROUP_ROWS;
+            const uint8_t *after[2] = {ck_group_address(&gate, row + CK_GROUP_ROWS),
+                                       ck_group_address(&up, row + CK_GROUP_ROWS)};
+            if (half == 1) {
+                after[0] = ck_group_address(&next_gate, next.row);
+                after[1] = ck_group_address(&next_up, next.row);
+            }
+            gate_up_tile(l, thread, &gate, &up, row, after, begin, n, out);
+            for (int64_t t = 0; t < n; t++) {
+                const float *g = out + t * CK_TILE_ROWS;
+                CK_DISPATCH(swiglu)(g, g + CK_GROUP_ROWS, CK_GROUP_ROWS, l->e->clamp,
+                                    l->weights[l->slot_of[begin + t]], h[t] + half * CK_GROUP_ROWS);
+            }
+        }
+        for (int64_t t = 0; t < n; t++)
+            store_h(l, begin + t, here.row, h[t]);
     }
 }
 
 static void gate_up_task(void *context, int64_t task, int thread)
 {
-    (void)thread;
     const layer *l = context;
-    int64_t chunks = divide_up(l->inner, CK_TILE_ROWS);
-    int64_t a = task / chunks, row = task % chunks * CK_TILE_ROWS;
-    ck_matrix gate = expert_matrix(&l->e->gate, l->active[a]), up = expert_matrix(&l->e->up, l->active[a]);
-    for (int64_t begin = l->first[a]; begin < l->first[a + 1]; begin += CK_TILE_TOKENS) {
-        int64_t n = at_most(CK_TILE_TOKENS, l->first[a + 1] - begin);
-        _Alignas(64) float h[CK_TILE_TOKENS][CK_TILE_ROWS];
-        gate_up_rows(l, &gate, &up, row, begin, n, h, 0);
-        gate_up_rows(l, &gate, &up, row + CK_GROUP_ROWS, begin, n, h, CK_GROUP_ROWS);
+    int threads = ck_pool_threads(l->pool);
+    int64_t end = ck_at_most((task + 1) * l->per_task, l->chunks);
+    for (int64_t chunk = task * l->per_task; chunk < end; chunk++) {
+        int64_t next = ck_next_tile(chunk, task, l->per_task, threads, l->chunks);
+        gate_up_chunk(l, thread, place_of(chunk, l->inner), place_of(next, l->inner));
+    }
+}
+
+static void down_chunk(const layer *l, int thread, place here, place next)
+{
+    ck_matrix down = expert_matrix(&l->e->down, l->active[here.active]);
+    ck_matrix next_down = expert_matrix(&l->e->down, l->active[next.active]);
+    int64_t rows = ck_at_most(CK_TILE_ROWS, l->band - here.row), end = l->first[here.active + 1];
+    _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
+    for (int64_t begin = l->first[here.active]; begin < end; begin += CK_TILE_TOKENS) {
+        int64_t n = ck_at_most(CK_TILE_TOKENS, end - begin);
+        ck_tile tile = {.type = down.type, .row_bytes = down.row_bytes, .n_rows = CK_TILE_ROWS,
+                        .cols = l->inner, .acts = l->h_acts, .x = l->h, .ldx = l->inner,
+                        .tokens = l->position + begin, .n = n, .out = out};
+        for (int g = 0; g < 2; g++) {
+            int64_t row = l->band_start + g * CK_GROUP_ROWS;
+            tile.group[g] = ck_tile_group(l->pool, thread, &down, row + here.row, g);
+            tile.next[g] = ck_group_address(&next_down, row + next.row);
+        }
+        matmul_tile(&tile);
         for (int64_t t = 0; t < n; t++)
-            if (l->h)
-                memcpy(l->h + (begin + t) * l->inner + row, h[t],
-                       (size_t)at_most(CK_TILE_ROWS, l->inner - row) * sizeof(float));
-            else
-                quant_activations(h[t], 1,
-                                  l->h_acts.blocks + row / CK_BLOCK * l->h_acts.stride + begin + t, 0);
+            memcpy(l->parts + l->slot_of[begin + t] * l->band + here.row, out + t * CK_TILE_ROWS,
+                   (size_t)rows * sizeof *out);
     }
 }
 
 static void down_task(void *context, int64_t task, int thread)
 {
-    (void)thread;
     const layer *l = context;
-    int64_t chunks = divide_up(l->band, CK_TILE_ROWS);
-    int64_t a = task / chunks, column = task % chunks * CK_TILE_ROWS, row = l->band_start + column;
-    ck_matrix down = expert_matrix(&l->e->down, l->active[a]);
-    int64_t rows = at_most(CK_TILE_ROWS, l->band - column);
-    _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
-    for (int64_t begin = l->first[a]; begin < l->first[a + 1]; begin += CK_TILE_TOKENS) {
-        int64_t n = at_most(CK_TILE_TOKENS, l->first[a + 1] - begin);
-        ck_tile tile = {.type = down.type, .n_rows = (int)rows, .cols = l->inner, .acts = l->h_acts,
-                        .x = l->h, .ldx = l->inner, .tokens = l->position + begin, .n = n, .out = out};
-        ck_tile_set_rows(&tile, 0, &down, row);
-        ck_tile_set_rows(&tile, 1, &down, row + CK_GROUP_ROWS);
-        matmul_tile(&tile);
-        for (int64_t t = 0; t < n; t++)
-            memcpy(l->parts + l->slot_of[begin + t] * l->band + column, out + t * CK_TILE_ROWS,
-                   (size_t)rows * sizeof *out);
+    int threads = ck_pool_threads(l->pool);
+    int64_t end = ck_at_most((task + 1) * l->per_task, l->chunks);
+    for (int64_t chunk = task * l->per_task; chunk < end; chunk++) {
+        int64_t next = ck_next_tile(chunk, task, l->per_task, threads, l->chunks);
+        down_chunk(l, thread, place_of(chunk, l->band), place_of(next, l->band));
     }
+}
+
+/* Runs `task` over all chunks of 32 of `rows` rows of the active experts. */
+static void run_chunks(layer *l, int64_t rows, ck_task task)
+{
+    l->chunks = l->n_active * ck_divide_up(rows, CK_TILE_ROWS);
+    l->per_task = ck_tiles_per_task(l->chunks, ck_pool_threads(l->pool), l->n * l->e->used / l->n_active);
+    ck_pool_run(l->pool, ck_divide_up(l->chunks, l->per_task), task, l);
 }
 
 static void sum_task(void *context, int64_t task, int thread)
@@ -184,7 +245,7 @@ static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts)
 static int64_t band_width(int64_t assignments, int64_t dim)
 {
     int64_t fit = PARTS_BYTES / (int64_t)sizeof(float) / assignments / CK_TILE_ROWS * CK_TILE_ROWS;
-    return at_most(dim, fit < 8 * CK_TILE_ROWS ? 8 * CK_TILE_ROWS : fit);
+    return ck_at_most(dim, fit < 8 * CK_TILE_ROWS ? 8 * CK_TILE_ROWS : fit);
 }
 
 void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const int32_t *ids,
@@ -192,7 +253,7 @@ void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const i
 {
     if (n == 0)
         return;
-    layer l = {.e = e, .n = n, .inner = e->gate.rows, .dim = e->down.rows, .x = x, .weights = weights,
+    layer l = {.pool = pool, .e = e, .n = n, .inner = e->gate.rows, .dim = e->down.rows, .x = x, .weights = weights,
                .y = y};
     l.x_acts.stride = ck_acts_stride(n);
     l.h_acts.stride = ck_acts_stride(n * e->used);
@@ -203,10 +264,10 @@ void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const i
     group_by_expert(&l, ids, counts);
     if (l.x_acts.blocks)
         quant_activation_rows(pool, x, e->gate.cols, n, e->gate.cols, l.x_acts);
-    ck_pool_run(pool, l.n_active * divide_up(l.inner, CK_TILE_ROWS), gate_up_task, &l);
+    run_chunks(&l, l.inner, gate_up_task);
     for (l.band_start = 0; l.band_start < l.dim; l.band_start += band) {
-        l.band = at_most(band, l.dim - l.band_start);
-        ck_pool_run(pool, l.n_active * divide_up(l.band, CK_TILE_ROWS), down_task, &l);
+        l.band = ck_at_most(band, l.dim - l.band_start);
+        run_chunks(&l, l.band, down_task);
         ck_pool_run(pool, n, sum_task, &l);
     }
 }

@@ -19,56 +19,84 @@ void matmul_tile(const ck_tile *tile)
     }
 }
 
-static int64_t divide_up(int64_t a, int64_t b)
+const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int64_t first, int group)
 {
-    return (a + b - 1) / b;
+    if (first + CK_GROUP_ROWS <= w->rows)
+        return ck_group_address(w, first);
+    size_t group_bytes = CK_GROUP_ROWS * w->row_bytes;
+    uint8_t *copy = ck_pool_thread_scratch(pool, thread, 2 * group_bytes);
+    copy += (size_t)group * group_bytes;
+    if (first < w->rows)
+        memcpy(copy, ck_group_address(w, first), (size_t)(w->rows - first) * w->row_bytes);
+    return copy;
 }
 
-static int64_t at_most(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
+/* ---- products: a tile is some rows × some tokens of one job */
 
-/* ---- products: one task is some rows × some tokens of one job */
-
-/* Float weights occur in small matrices (24 rows of hyper-connections), so their tasks are smaller. */
+/* Float weights occur in small matrices (24 rows of hyper-connections), so their tiles are smaller. */
 enum { FLOAT_TILE_ROWS = 8 };
 
 typedef struct {
+    ck_pool *pool;
     const ck_matmul_job *jobs;
-    int64_t n;
-    const int64_t *first_task; /* [jobs + 1] */
+    int64_t n, tiles, per_task;
+    const int64_t *first_tile; /* [jobs + 1] */
     const ck_acts *acts;       /* [jobs]; unused for float weights */
     const uint32_t *tokens;    /* 0, 1, 2, … */
 } matmul_args;
+
+typedef struct {
+    int job;
+    int64_t row, token;
+} place;
 
 static int64_t tile_rows(const ck_matmul_job *job)
 {
     return ck_type_is_float(job->w.type) ? FLOAT_TILE_ROWS : CK_TILE_ROWS;
 }
 
-static void matmul_task(void *context, int64_t task, int thread)
+static place place_of(const matmul_args *a, int64_t tile)
 {
-    (void)thread;
-    const matmul_args *a = context;
-    int j = 0;
-    while (task >= a->first_task[j + 1])
-        j++;
-    const ck_matmul_job *job = &a->jobs[j];
-    task -= a->first_task[j];
-    int64_t token_tiles = divide_up(a->n, CK_TILE_TOKENS);
-    int64_t row = task / token_tiles * tile_rows(job), token = task % token_tiles * CK_TILE_TOKENS;
-    int64_t rows = at_most(tile_rows(job), job->w.rows - row), n = at_most(CK_TILE_TOKENS, a->n - token);
+    place p = {0};
+    while (tile >= a->first_tile[p.job + 1])
+        p.job++;
+    tile -= a->first_tile[p.job];
+    int64_t token_tiles = ck_divide_up(a->n, CK_TILE_TOKENS);
+    p.row = tile / token_tiles * tile_rows(&a->jobs[p.job]);
+    p.token = tile % token_tiles * CK_TILE_TOKENS;
+    return p;
+}
 
+static void compute_tile(const matmul_args *a, int thread, place here, place next)
+{
+    const ck_matmul_job *job = &a->jobs[here.job], *next_job = &a->jobs[next.job];
+    int64_t rows = ck_at_most(tile_rows(job), job->w.rows - here.row);
+    int64_t n = ck_at_most(CK_TILE_TOKENS, a->n - here.token);
     _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
-    ck_tile tile = {.type = job->w.type, .n_rows = (int)rows, .cols = job->w.cols, .acts = a->acts[j],
-                    .x = job->x, .ldx = job->ldx, .tokens = a->tokens + token, .n = n, .out = out};
-    ck_tile_set_rows(&tile, 0, &job->w, row);
-    ck_tile_set_rows(&tile, 1, &job->w, row + CK_GROUP_ROWS);
+    ck_tile tile = {.type = job->w.type, .row_bytes = job->w.row_bytes, .n_rows = (int)rows,
+                    .cols = job->w.cols, .acts = a->acts[here.job], .x = job->x, .ldx = job->ldx,
+                    .tokens = a->tokens + here.token, .n = n, .out = out};
+    for (int g = 0; g < 2; g++) {
+        if (ck_type_is_float(job->w.type)) /* computes n_rows only, all in the first group */
+            tile.group[g] = ck_group_address(&job->w, here.row);
+        else
+            tile.group[g] = ck_tile_group(a->pool, thread, &job->w, here.row + g * CK_GROUP_ROWS, g);
+        tile.next[g] = ck_group_address(&next_job->w, next.row + g * CK_GROUP_ROWS);
+    }
     matmul_tile(&tile);
     for (int64_t t = 0; t < n; t++)
-        memcpy(job->y + (token + t) * job->ldy + row, out + t * CK_TILE_ROWS,
+        memcpy(job->y + (here.token + t) * job->ldy + here.row, out + t * CK_TILE_ROWS,
                (size_t)rows * sizeof *out);
+}
+
+static void matmul_task(void *context, int64_t task, int thread)
+{
+    const matmul_args *a = context;
+    int64_t end = ck_at_most((task + 1) * a->per_task, a->tiles);
+    for (int64_t tile = task * a->per_task; tile < end; tile++) {
+        int64_t next = ck_next_tile(tile, task, a->per_task, ck_pool_threads(a->pool), a->tiles);
+        compute_tile(a, thread, place_of(a, tile), place_of(a, next));
+    }
 }
 
 /* The first job whose quantised x is the one job j needs; j itself when it is the first. */
@@ -85,13 +113,13 @@ void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n)
 {
     if (n_jobs == 0 || n == 0)
         return;
-    int64_t first_task[n_jobs + 1];
+    int64_t first_tile[n_jobs + 1];
     ck_acts acts[n_jobs];
     int64_t blocks = 0;
-    first_task[0] = 0;
+    first_tile[0] = 0;
     for (int j = 0; j < n_jobs; j++) {
-        first_task[j + 1] = first_task[j] + divide_up(jobs[j].w.rows, tile_rows(&jobs[j])) *
-                                                divide_up(n, CK_TILE_TOKENS);
+        first_tile[j + 1] = first_tile[j] + ck_divide_up(jobs[j].w.rows, tile_rows(&jobs[j])) *
+                                                ck_divide_up(n, CK_TILE_TOKENS);
         if (!ck_type_is_float(jobs[j].w.type) && same_x(jobs, j) == j)
             blocks += jobs[j].w.cols / CK_BLOCK * ck_acts_stride(n);
     }
@@ -113,8 +141,11 @@ void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n)
         next += jobs[j].w.cols / CK_BLOCK * acts[j].stride;
         quant_activation_rows(pool, jobs[j].x, jobs[j].ldx, n, jobs[j].w.cols, acts[j]);
     }
-    matmul_args a = {jobs, n, first_task, acts, tokens};
-    ck_pool_run(pool, first_task[n_jobs], matmul_task, &a);
+    int64_t tiles = first_tile[n_jobs];
+    matmul_args a = {.pool = pool, .jobs = jobs, .n = n, .tiles = tiles,
+                     .per_task = ck_tiles_per_task(tiles, ck_pool_threads(pool), n),
+                     .first_tile = first_tile, .acts = acts, .tokens = tokens};
+    ck_pool_run(pool, ck_divide_up(tiles, a.per_task), matmul_task, &a);
 }
 
 /* ---- embedding */

@@ -12,15 +12,13 @@
 
 #pragma clang attribute push(__attribute__((target(CK_AVX512_TARGET))), apply_to = function)
 
-/* ---- transpositions: lane r of out[i] = 32-bit word i of row r */
-
-/* 16 rows of 8 words. */
-CK_INLINE void transpose_16x8(const uint8_t *const *rows, size_t at, __m512i out[8])
+/* Lane r of out[i] = 32-bit word i at p + r · stride; 16 rows of 8 words. */
+CK_INLINE void transpose_16x8(const uint8_t *p, size_t stride, __m512i out[8])
 {
     __m512i a[8], b[8];
-    for (int i = 0; i < 4; i++) {
-        a[i] = load_pair(rows[i] + at, rows[i + 4] + at);
-        a[i + 4] = load_pair(rows[i + 8] + at, rows[i + 12] + at);
+    for (size_t i = 0; i < 4; i++) {
+        a[i] = load_pair(p + i * stride, p + (i + 4) * stride);
+        a[i + 4] = load_pair(p + (i + 8) * stride, p + (i + 12) * stride);
     }
     for (int i = 0; i < 8; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
@@ -38,23 +36,15 @@ CK_INLINE void transpose_16x8(const uint8_t *const *rows, size_t at, __m512i out
     }
 }
 
-/* Sixteen halves, one a row, to f32. */
-CK_INLINE __m512 load_halves(const uint8_t *const *rows, size_t at)
+/* Halves in the low 16 bits of each lane to f32. */
+CK_INLINE __m512 f32_of_halves(__m512i words)
 {
-    __m128i low = _mm_setzero_si128(), high = low;
-#define HALF(i)                                                                                       \
-    low = _mm_insert_epi16(low, load_u16(rows[i] + at), i);                                           \
-    high = _mm_insert_epi16(high, load_u16(rows[i + 8] + at), i)
-    HALF(0);
-    HALF(1);
-    HALF(2);
-    HALF(3);
-    HALF(4);
-    HALF(5);
-    HALF(6);
-    HALF(7);
-#undef HALF
-    return _mm512_cvtph_ps(_mm256_set_m128i(high, low));
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+}
+
+CK_INLINE __m512 negated(__m512 v)
+{
+    return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f));
 }
 
 CK_INLINE __m512i plus_128(__m512i q)
@@ -62,44 +52,42 @@ CK_INLINE __m512i plus_128(__m512i q)
     return _mm512_xor_si512(q, _mm512_set1_epi8((char)0x80));
 }
 
-CK_INLINE void prefetch_rows(const uint8_t *const *rows, size_t at)
+/* The byte `byte` of each lane, zero-extended. */
+CK_INLINE __m512i byte_of_lanes(__m512i words, int byte)
 {
-    for (int r = 0; r < CK_GROUP_ROWS; r++)
-        _mm_prefetch((const char *)rows[r] + at + CK_PREFETCH_BYTES, _MM_HINT_T0);
+    return _mm512_and_si512(_mm512_srl_epi32(words, _mm_cvtsi32_si128(8 * byte)), _mm512_set1_epi32(255));
 }
 
 /* ---- Q8_0 */
 
 typedef struct {
-    const uint8_t *const *rows;
-    size_t at;
+    const uint8_t *p;
+    size_t stride;
 } in_place;
 
-CK_INLINE void prepare_in_place(const uint8_t *const *rows, size_t at, in_place *state)
+CK_INLINE void prepare_in_place(const uint8_t *p, size_t stride, in_place *s)
 {
-    state->rows = rows;
-    state->at = at;
-    prefetch_rows(rows, at);
+    *s = (in_place){p, stride};
 }
 
 CK_INLINE ck_unit unpack_q8_0(const in_place *s, int sub)
 {
     (void)sub;
     ck_unit u;
-    transpose_16x8(s->rows, s->at + 2, u.q);
+    transpose_16x8(s->p + 2, s->stride, u.q);
     for (int i = 0; i < 8; i++)
         u.q[i] = plus_128(u.q[i]);
-    u.scale[0] = load_halves(s->rows, s->at);
+    u.scale[0] = load_halves(s->p, s->stride);
     return u;
 }
 
 /* ---- Q4_0 and MXFP4: nibbles */
 
-CK_INLINE void unpack_nibbles(const in_place *s, size_t at, ck_unit *u)
+CK_INLINE void unpack_nibbles(const in_place *s, size_t offset, ck_unit *u)
 {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i w[4];
-    transpose_16x4(s->rows, s->at + at, w);
+    transpose_16x4(s->p + offset, s->stride, w);
     for (int i = 0; i < 4; i++) {
         u->q[i] = _mm512_and_si512(w[i], low);
         u->q[i + 4] = _mm512_and_si512(_mm512_srli_epi16(w[i], 4), low);
@@ -113,7 +101,7 @@ CK_INLINE ck_unit unpack_q4_0(const in_place *s, int sub)
     unpack_nibbles(s, 2, &u);
     for (int i = 0; i < 8; i++)
         u.q[i] = _mm512_add_epi8(u.q[i], _mm512_set1_epi8(120)); /* − 8 + 128 */
-    u.scale[0] = load_halves(s->rows, s->at);
+    u.scale[0] = load_halves(s->p, s->stride);
     return u;
 }
 
@@ -128,7 +116,7 @@ CK_INLINE ck_unit unpack_mxfp4(const in_place *s, int sub)
         u.q[i] = _mm512_shuffle_epi8(table, u.q[i]);
     float scales[CK_GROUP_ROWS];
     for (int r = 0; r < CK_GROUP_ROWS; r++)
-        scales[r] = ck_mxfp4_scale(s->rows[r][s->at]);
+        scales[r] = ck_mxfp4_scale(s->p[(size_t)r * s->stride]);
     u.scale[0] = _mm512_loadu_ps(scales);
     return u;
 }
@@ -136,34 +124,38 @@ CK_INLINE ck_unit unpack_mxfp4(const in_place *s, int sub)
 /* ---- Q2_K */
 
 typedef struct {
-    __m512i q[2][8];   /* bytes of each half, transposed; two bits each for four blocks */
-    __m512i scales[4]; /* byte j of lane r in [i]: scale 4i + j of row r */
+    __m512i q[2][8];  /* bytes of each half, transposed; two bits each for four blocks */
+    __m512i scale[4]; /* byte j of lane r in [i]: scale 4i + j of row r … */
+    __m512i min[4];   /* … and min */
     __m512 d, minus_dmin;
 } state_q2_k;
 
-CK_INLINE void prepare_q2_k(const uint8_t *const *rows, size_t at, state_q2_k *s)
+CK_INLINE void prepare_q2_k(const uint8_t *p, size_t stride, state_q2_k *s)
 {
-    prefetch_rows(rows, at);
-    prefetch_rows(rows, at + 64);
-    transpose_16x4(rows, at + offsetof(ck_block_q2_k, scales), s->scales);
-    transpose_16x8(rows, at + offsetof(ck_block_q2_k, q), s->q[0]);
-    transpose_16x8(rows, at + offsetof(ck_block_q2_k, q) + 32, s->q[1]);
-    s->d = load_halves(rows, at + offsetof(ck_block_q2_k, d));
-    s->minus_dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_halves(rows, at + offsetof(ck_block_q2_k, dmin)));
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i w[4];
+    transpose_16x4(p + offsetof(ck_block_q2_k, scales), stride, w);
+    for (int i = 0; i < 4; i++) {
+        s->scale[i] = _mm512_and_si512(w[i], low);
+        s->min[i] = _mm512_and_si512(_mm512_srli_epi16(w[i], 4), low);
+    }
+    transpose_16x8(p + offsetof(ck_block_q2_k, q), stride, s->q[0]);
+    transpose_16x8(p + offsetof(ck_block_q2_k, q) + 32, stride, s->q[1]);
+    transpose_16x4(p + offsetof(ck_block_q2_k, d) - 12, stride, w); /* d and dmin are the last word */
+    s->d = f32_of_halves(w[3]);
+    s->minus_dmin = negated(f32_of_halves(_mm512_srli_epi32(w[3], 16)));
 }
 
 CK_INLINE ck_unit unpack_q2_k(const state_q2_k *s, int sub)
 {
     const __m128i shift = _mm_cvtsi32_si128(2 * (sub & 3));
-    const __m512i *q = s->q[sub >> 2], low = _mm512_set1_epi32(15);
+    const __m512i *q = s->q[sub >> 2];
     ck_unit u;
     u.scale[0] = s->d;
     for (int g = 0; g < 2; g++) {
-        /* the byte of this sub-block of 16 in every lane */
-        __m128i byte = _mm_cvtsi32_si128(8 * (2 * (sub & 1) + g));
-        __m512i packed = _mm512_srl_epi32(s->scales[sub >> 1], byte);
-        __m512i min = _mm512_and_si512(_mm512_srli_epi32(packed, 4), low);
-        __m512i scale = _mm512_and_si512(packed, low);
+        int byte = 2 * (sub & 1) + g; /* of this sub-block of 16, in every lane */
+        __m512i min = byte_of_lanes(s->min[sub >> 1], byte);
+        __m512i scale = byte_of_lanes(s->scale[sub >> 1], byte);
         scale = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
         u.minus_min[g] = _mm512_mul_ps(s->minus_dmin, _mm512_cvtepi32_ps(min));
         /* 16-bit products of two weights at once: 3 · 15 does not carry into the second */
@@ -182,16 +174,13 @@ typedef struct {
     __m512 scale[8], minus_min[8];
 } state_k4;
 
-/* Scales and mins of the 8 blocks; header: d, dmin, 12 bytes of packed six-bit numbers. */
-CK_INLINE void prepare_k4_scales(const uint8_t *const *rows, size_t at, state_k4 *s)
+/* Scales and mins of the 8 blocks; the header is d, dmin and 12 bytes of packed six-bit numbers. */
+CK_INLINE void prepare_k4_scales(const uint8_t *p, size_t stride, state_k4 *s)
 {
-    __m512i head[4];
-    transpose_16x4(rows, at, head);
-    __m512 d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(head[0]));
-    __m512 dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(head[0], 16)));
-    __m512 minus_dmin = _mm512_sub_ps(_mm512_setzero_ps(), dmin);
     const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48);
-    __m512i scales[2], mins[2];
+    __m512i head[4], scales[2], mins[2];
+    transpose_16x4(p, stride, head);
+    __m512 d = f32_of_halves(head[0]), minus_dmin = negated(f32_of_halves(_mm512_srli_epi32(head[0], 16)));
     scales[0] = _mm512_and_si512(head[1], six);
     mins[0] = _mm512_and_si512(head[2], six);
     scales[1] = _mm512_or_si512(_mm512_and_si512(head[3], four),
@@ -199,22 +188,17 @@ CK_INLINE void prepare_k4_scales(const uint8_t *const *rows, size_t at, state_k4
     mins[1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(head[3], 4), four),
                               _mm512_and_si512(_mm512_srli_epi16(head[2], 2), top));
     for (int sub = 0; sub < 8; sub++) {
-        __m128i byte = _mm_cvtsi32_si128(8 * (sub & 3));
-        const __m512i mask = _mm512_set1_epi32(255);
-        __m512i scale = _mm512_and_si512(_mm512_srl_epi32(scales[sub >> 2], byte), mask);
-        __m512i min = _mm512_and_si512(_mm512_srl_epi32(mins[sub >> 2], byte), mask);
+        __m512i scale = byte_of_lanes(scales[sub >> 2], sub & 3), min = byte_of_lanes(mins[sub >> 2], sub & 3);
         s->scale[sub] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale));
         s->minus_min[sub] = _mm512_mul_ps(minus_dmin, _mm512_cvtepi32_ps(min));
     }
 }
 
-CK_INLINE void prepare_q4_k(const uint8_t *const *rows, size_t at, state_k4 *s)
+CK_INLINE void prepare_q4_k(const uint8_t *p, size_t stride, state_k4 *s)
 {
-    prefetch_rows(rows, at);
-    prefetch_rows(rows, at + 64);
-    prepare_k4_scales(rows, at, s);
-    for (int c = 0; c < 4; c++)
-        transpose_16x8(rows, at + offsetof(ck_block_q4_k, q) + 32 * (size_t)c, s->q[c]);
+    prepare_k4_scales(p, stride, s);
+    for (size_t c = 0; c < 4; c++)
+        transpose_16x8(p + offsetof(ck_block_q4_k, q) + 32 * c, stride, s->q[c]);
 }
 
 CK_INLINE ck_unit unpack_q4_k(const state_k4 *s, int sub)
@@ -228,14 +212,12 @@ CK_INLINE ck_unit unpack_q4_k(const state_k4 *s, int sub)
     return u;
 }
 
-CK_INLINE void prepare_q5_k(const uint8_t *const *rows, size_t at, state_k4 *s)
+CK_INLINE void prepare_q5_k(const uint8_t *p, size_t stride, state_k4 *s)
 {
-    for (size_t line = 0; line < sizeof(ck_block_q5_k); line += 64)
-        prefetch_rows(rows, at + line);
-    prepare_k4_scales(rows, at, s);
-    transpose_16x8(rows, at + offsetof(ck_block_q5_k, high), s->high);
-    for (int c = 0; c < 4; c++)
-        transpose_16x8(rows, at + offsetof(ck_block_q5_k, q) + 32 * (size_t)c, s->q[c]);
+    prepare_k4_scales(p, stride, s);
+    transpose_16x8(p + offsetof(ck_block_q5_k, high), stride, s->high);
+    for (size_t c = 0; c < 4; c++)
+        transpose_16x8(p + offsetof(ck_block_q5_k, q) + 32 * c, stride, s->q[c]);
 }
 
 CK_INLINE ck_unit unpack_q5_k(const state_k4 *s, int sub)
@@ -253,27 +235,24 @@ typedef struct {
     ck_unpacked rows[8][CK_GROUP_ROWS];
 } state_any;
 
-CK_INLINE void prepare_any(int32_t type, const uint8_t *const *rows, int64_t super, state_any *s)
+CK_INLINE void prepare_any(int32_t type, const uint8_t *p, size_t stride, state_any *s)
 {
     for (int r = 0; r < CK_GROUP_ROWS; r++)
         for (int sub = 0; sub < 8; sub++)
-            quant_unpack(type, rows[r], 8 * super + sub, &s->rows[sub][r]);
+            quant_unpack(type, p + (size_t)r * stride, sub, &s->rows[sub][r]);
 }
 
 CK_INLINE ck_unit unpack_any(const state_any *s, int sub)
 {
-    const uint8_t *rows[CK_GROUP_ROWS];
+    const ck_unpacked *w = s->rows[sub];
     float scale[2][CK_GROUP_ROWS], min[2][CK_GROUP_ROWS];
-    for (int r = 0; r < CK_GROUP_ROWS; r++) {
-        const ck_unpacked *w = &s->rows[sub][r];
-        rows[r] = (const uint8_t *)w->q;
+    for (int r = 0; r < CK_GROUP_ROWS; r++)
         for (int g = 0; g < 2; g++) {
-            scale[g][r] = w->scale[g];
-            min[g][r] = -w->min[g];
+            scale[g][r] = w[r].scale[g];
+            min[g][r] = -w[r].min[g];
         }
-    }
     ck_unit u;
-    transpose_16x8(rows, 0, u.q);
+    transpose_16x8((const uint8_t *)w, sizeof *w, u.q);
     for (int i = 0; i < 8; i++)
         u.q[i] = plus_128(u.q[i]);
     for (int g = 0; g < 2; g++) {
@@ -285,19 +264,19 @@ CK_INLINE ck_unit unpack_any(const state_any *s, int sub)
 
 /* ---- tiles */
 
-CK_AVX512_TILE(q8_0, in_place, prepare_in_place, unpack_q8_0, CK_Q8_0, 34, 1, true, 1, 0)
-CK_AVX512_TILE(q4_0, in_place, prepare_in_place, unpack_q4_0, CK_Q4_0, 18, 1, true, 1, 0)
-CK_AVX512_TILE(mxfp4, in_place, prepare_in_place, unpack_mxfp4, CK_MXFP4, 17, 1, true, 1, 0)
-CK_AVX512_TILE(q2_k, state_q2_k, prepare_q2_k, unpack_q2_k, CK_Q2_K, 84, 8, false, 1, 2)
-CK_AVX512_TILE(q4_k, state_k4, prepare_q4_k, unpack_q4_k, CK_Q4_K, 144, 8, false, 1, 1)
-CK_AVX512_TILE(q5_k, state_k4, prepare_q5_k, unpack_q5_k, CK_Q5_K, 176, 8, false, 1, 1)
+CK_AVX512_TILE(q8_0, in_place, prepare_in_place, unpack_q8_0, 34, 1, true, 1, 0)
+CK_AVX512_TILE(q4_0, in_place, prepare_in_place, unpack_q4_0, 18, 1, true, 1, 0)
+CK_AVX512_TILE(mxfp4, in_place, prepare_in_place, unpack_mxfp4, 17, 1, true, 1, 0)
+CK_AVX512_TILE(q2_k, state_q2_k, prepare_q2_k, unpack_q2_k, 84, 8, false, 1, 2)
+CK_AVX512_TILE(q4_k, state_k4, prepare_q4_k, unpack_q4_k, 144, 8, false, 1, 1)
+CK_AVX512_TILE(q5_k, state_k4, prepare_q5_k, unpack_q5_k, 176, 8, false, 1, 1)
 
-#define PREPARE_Q3_K(rows, at, s) prepare_any(CK_Q3_K, rows, (int64_t)((at) / 110), s)
-#define PREPARE_Q6_K(rows, at, s) prepare_any(CK_Q6_K, rows, (int64_t)((at) / 210), s)
-#define PREPARE_IQ2_XXS(rows, at, s) prepare_any(CK_IQ2_XXS, rows, (int64_t)((at) / 66), s)
-CK_AVX512_TILE(q3_k, state_any, PREPARE_Q3_K, unpack_any, CK_Q3_K, 110, 8, true, 2, 0)
-CK_AVX512_TILE(q6_k, state_any, PREPARE_Q6_K, unpack_any, CK_Q6_K, 210, 8, true, 2, 0)
-CK_AVX512_TILE(iq2_xxs, state_any, PREPARE_IQ2_XXS, unpack_any, CK_IQ2_XXS, 66, 8, true, 1, 0)
+#define PREPARE_Q3_K(p, stride, s) prepare_any(CK_Q3_K, p, stride, s)
+#define PREPARE_Q6_K(p, stride, s) prepare_any(CK_Q6_K, p, stride, s)
+#define PREPARE_IQ2_XXS(p, stride, s) prepare_any(CK_IQ2_XXS, p, stride, s)
+CK_AVX512_TILE(q3_k, state_any, PREPARE_Q3_K, unpack_any, 110, 8, true, 2, 0)
+CK_AVX512_TILE(q6_k, state_any, PREPARE_Q6_K, unpack_any, 210, 8, true, 2, 0)
+CK_AVX512_TILE(iq2_xxs, state_any, PREPARE_IQ2_XXS, unpack_any, 66, 8, true, 1, 0)
 
 #pragma clang attribute pop
 

@@ -12,9 +12,9 @@
 #define CK_AVX512_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 #define CK_INLINE static inline __attribute__((always_inline))
 
-/* How far ahead of its blocks a row is fetched. */
+/* How far ahead of its blocks a row is fetched from the second-level cache. */
 #ifndef CK_PREFETCH_BYTES
-#define CK_PREFETCH_BYTES 512
+#define CK_PREFETCH_BYTES 128
 #endif
 
 /* IQ2_XXS by byte permutations; needs ck_has_avx512_permute(). */
@@ -41,16 +41,40 @@ CK_INLINE __m512i load_pair(const uint8_t *low, const uint8_t *high)
     return _mm512_mask_broadcast_i64x4(v, 0xf0, _mm256_loadu_si256((const __m256i *)high));
 }
 
-/* Lane r of out[i] = 32-bit word i of row r; 16 rows of 4 words. */
-CK_INLINE void transpose_16x4(const uint8_t *const *rows, size_t at, __m512i out[4])
+/* Sixteen halves, `stride` bytes apart, to f32. */
+CK_INLINE __m512 load_halves(const uint8_t *p, size_t stride)
+{
+    __m128i low = _mm_setzero_si128(), high = low;
+#define CK_HALF(i)                                                                                    \
+    low = _mm_insert_epi16(low, load_u16(p + (i) * stride), i);                                       \
+    high = _mm_insert_epi16(high, load_u16(p + ((i) + 8) * stride), i)
+    CK_HALF(0);
+    CK_HALF(1);
+    CK_HALF(2);
+    CK_HALF(3);
+    CK_HALF(4);
+    CK_HALF(5);
+    CK_HALF(6);
+    CK_HALF(7);
+#undef CK_HALF
+    return _mm512_cvtph_ps(_mm256_set_m128i(high, low));
+}
+
+/* 16 bytes of each of four rows, `stride` bytes apart. */
+CK_INLINE __m512i load_four(const uint8_t *p, size_t stride)
+{
+    __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+    v = _mm512_mask_broadcast_i32x4(v, 0x00f0, _mm_loadu_si128((const __m128i *)(p + stride)));
+    v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128((const __m128i *)(p + 2 * stride)));
+    return _mm512_mask_broadcast_i32x4(v, 0xf000, _mm_loadu_si128((const __m128i *)(p + 3 * stride)));
+}
+
+/* Lane r of out[i] = 32-bit word i at p + r · stride; 16 rows of 4 words. */
+CK_INLINE void transpose_16x4(const uint8_t *p, size_t stride, __m512i out[4])
 {
     __m512i a[4], b[4];
-    for (int i = 0; i < 4; i++) {
-        a[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(rows[i] + at)));
-        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0x00f0, _mm_loadu_si128((const __m128i *)(rows[i + 4] + at)));
-        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0x0f00, _mm_loadu_si128((const __m128i *)(rows[i + 8] + at)));
-        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0xf000, _mm_loadu_si128((const __m128i *)(rows[i + 12] + at)));
-    }
+    for (int i = 0; i < 4; i++)
+        a[i] = load_four(p + (size_t)i * stride, 4 * stride);
     for (int i = 0; i < 4; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -59,6 +83,22 @@ CK_INLINE void transpose_16x4(const uint8_t *const *rows, size_t at, __m512i out
     out[1] = _mm512_unpackhi_epi64(b[0], b[2]);
     out[2] = _mm512_unpacklo_epi64(b[1], b[3]);
     out[3] = _mm512_unpackhi_epi64(b[1], b[3]);
+}
+
+/* Fetches this unit's share of the groups that come next into the second-level cache, and rows of these
+ * groups a little ahead into the first; spread over the units, since the queue for it is short. */
+CK_INLINE void prefetch(const ck_tile *tile, size_t block, size_t block_bytes, size_t sub, size_t units)
+{
+    const size_t share = block_bytes * CK_GROUP_ROWS / units, rows = CK_GROUP_ROWS / units;
+    for (int g = 0; g < 2; g++) {
+        const uint8_t *next = tile->next[g] + (block * units + sub) * share;
+        const uint8_t *here = tile->group[g] + block * block_bytes + CK_PREFETCH_BYTES;
+        for (size_t i = 0; i < share; i += 64)
+            _mm_prefetch((const char *)next + i, _MM_HINT_T0);
+        for (size_t r = rows * sub; r < rows * (sub + 1); r++)
+            for (size_t i = 0; i < block_bytes; i += 64)
+                _mm_prefetch((const char *)here + r * tile->row_bytes + i, _MM_HINT_T0);
+    }
 }
 
 CK_INLINE __m512 add_scaled(__m512 y, const ck_unit *u, int g, __m512i sum, __m512 d)
@@ -107,7 +147,7 @@ CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *
 #pragma clang attribute pop
 
 /* static void tile_NAME: `units` units of 32 weights in each block of `bytes`. */
-#define CK_AVX512_TILE(name, state, prepare, unpack, type_id, bytes, units, plus128, scales, mins)    \
+#define CK_AVX512_TILE(name, state, prepare, unpack, bytes, units, plus128, scales, mins)             \
     static void tile_##name(const ck_tile *tile)                                                      \
     {                                                                                                 \
         memset(tile->out, 0, (size_t)tile->n * CK_TILE_ROWS * sizeof *tile->out);                     \
@@ -115,9 +155,10 @@ CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *
         size_t blocks = (size_t)tile->cols / (32 * (units));                                          \
         for (size_t block = 0; block < blocks; block++) {                                             \
             state low, high;                                                                          \
-            prepare(tile->rows, block * (bytes), &low);                                               \
-            prepare(tile->rows + CK_GROUP_ROWS, block * (bytes), &high);                              \
+            prepare(tile->group[0] + block * (bytes), tile->row_bytes, &low);                         \
+            prepare(tile->group[1] + block * (bytes), tile->row_bytes, &high);                        \
             for (int sub = 0; sub < (units); sub++, x += tile->acts.stride) {                         \
+                prefetch(tile, block, bytes, (size_t)sub, units);                                     \
                 ck_unit a = unpack(&low, sub), b = unpack(&high, sub);                                \
                 multiply_units(&a, &b, x, tile->tokens, tile->n, tile->out, plus128, scales, mins);   \
             }                                                                                         \

@@ -45,16 +45,11 @@ typedef struct {
     __m512 d;          /* d / 8 */
 } state_iq2_xxs;
 
-CK_INLINE void prepare_iq2_xxs(const uint8_t *const *rows, size_t at, state_iq2_xxs *s)
+CK_INLINE void prepare_iq2_xxs(const uint8_t *p, size_t stride, state_iq2_xxs *s)
 {
-    for (int r = 0; r < CK_GROUP_ROWS; r++)
-        _mm_prefetch((const char *)rows[r] + at + CK_PREFETCH_BYTES, _MM_HINT_T0);
-    uint16_t d[CK_GROUP_ROWS];
-    for (int r = 0; r < CK_GROUP_ROWS; r++)
-        d[r] = load_u16(rows[r] + at);
-    s->d = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)d)), _mm512_set1_ps(0.125f));
-    for (int c = 0; c < 4; c++)
-        transpose_16x4(rows, at + 2 + 16 * (size_t)c, s->words + 4 * c);
+    s->d = _mm512_mul_ps(load_halves(p, stride), _mm512_set1_ps(0.125f));
+    for (size_t c = 0; c < 4; c++)
+        transpose_16x4(p + 2 + 16 * c, stride, s->words + 4 * c);
 }
 
 CK_INLINE __m512i look_up(const uint8_t table[256], __m512i index, __mmask64 upper)
@@ -89,7 +84,7 @@ CK_INLINE ck_unit unpack_iq2_xxs(const state_iq2_xxs *s, int sub)
     return u;
 }
 
-CK_AVX512_TILE(iq2_xxs, state_iq2_xxs, prepare_iq2_xxs, unpack_iq2_xxs, CK_IQ2_XXS, 66, 8, true, 1, 0)
+CK_AVX512_TILE(iq2_xxs, state_iq2_xxs, prepare_iq2_xxs, unpack_iq2_xxs, 66, 8, true, 1, 0)
 
 #pragma clang attribute pop
 

@@ -53,7 +53,7 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
         int64_t have = tile->cols - k;
         v16 weights[4];
         for (int r = 0; r < n_rows; r++)
-            weights[r] = CK(load_weights)(type, tile->rows[row + r], k, have);
+            weights[r] = CK(load_weights)(type, ck_tile_row(tile, row + r), k, have);
         for (int t = 0; t < n_tokens; t++) {
             v16 v = CK(load_f32)((const uint8_t *)(x[t] + k), have);
             for (int r = 0; r < n_rows; r++)

@@ -15,9 +15,12 @@ enum { CK_TILE_ROWS = 32, CK_GROUP_ROWS = 16, CK_TILE_TOKENS = 128 };
 
 typedef struct {
     int32_t type;
-    const uint8_t *rows[CK_TILE_ROWS]; /* starts of the rows; repeated where the matrix has fewer */
-    int n_rows;                        /* float weights: rows to compute; quantised: always all */
+    const uint8_t *group[2]; /* first rows of the groups; 16 rows each can be read */
+    size_t row_bytes;
+    int n_rows; /* float weights: rows to compute; quantised: always all */
     int64_t cols;
+    /* Groups that this thread will probably compute after these, fetched meanwhile. */
+    const uint8_t *next[2];
     ck_acts acts;   /* quantised weights: the activations … */
     const float *x; /* … float weights: the same as [tokens, ldx] */
     int64_t ldx;
@@ -34,13 +37,44 @@ static inline bool ck_type_is_float(int32_t type)
     return type == CK_F32 || type == CK_F16 || type == CK_BF16;
 }
 
-/* Rows `first` … of `w` as the tile's group `group` (0 or 1); past the end the last row repeats. */
-static inline void ck_tile_set_rows(ck_tile *tile, int group, const ck_matrix *w, int64_t first)
+static inline const uint8_t *ck_tile_row(const ck_tile *tile, int row)
 {
-    for (int64_t i = 0; i < CK_GROUP_ROWS; i++) {
-        int64_t row = first + i < w->rows ? first + i : w->rows - 1;
-        tile->rows[group * CK_GROUP_ROWS + i] = (const uint8_t *)w->data + (size_t)row * w->row_bytes;
-    }
+    return tile->group[row / CK_GROUP_ROWS] + (size_t)(row % CK_GROUP_ROWS) * tile->row_bytes;
+}
+
+/* Rows `first` … of `w` as 16 readable rows. Where the matrix ends sooner, a copy in the thread's
+ * scratch memory, whose other rows are anything; `group` (0 or 1) says which half of it. */
+const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int64_t first, int group);
+
+/* Where the same group lies, for prefetching only. */
+static inline const uint8_t *ck_group_address(const ck_matrix *w, int64_t first)
+{
+    return (const uint8_t *)w->data + (size_t)first * w->row_bytes;
+}
+
+/* Few tokens: a task is a run of neighbouring tiles, so that each prefetches the next one; many
+ * tokens: a tile is long enough. */
+static inline int64_t ck_tiles_per_task(int64_t tiles, int threads, int64_t n)
+{
+    int64_t per_task = n > 16 ? 1 : tiles / (8 * threads);
+    return per_task < 1 ? 1 : per_task > 4 ? 4 : per_task;
+}
+
+/* The tile this thread computes after `tile` of `task`, if all threads are equally fast. */
+static inline int64_t ck_next_tile(int64_t tile, int64_t task, int64_t per_task, int threads, int64_t tiles)
+{
+    int64_t next = tile + 1 < (task + 1) * per_task ? tile + 1 : (task + threads) * per_task;
+    return next < tiles ? next : tiles - 1;
+}
+
+static inline int64_t ck_divide_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static inline int64_t ck_at_most(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
 }
 
 /* What matmul_tile chooses from. */

@@ -26,7 +26,7 @@ void matmul_tile_plain(const ck_tile *tile)
         const ck_act *x = tile->acts.blocks + b * tile->acts.stride;
         for (int r = 0; r < CK_TILE_ROWS; r++) {
             ck_unpacked w;
-            quant_unpack(tile->type, tile->rows[r], b, &w);
+            quant_unpack(tile->type, ck_tile_row(tile, r), b, &w);
             for (int64_t t = 0; t < tile->n; t++) {
                 float *y = tile->out + t * CK_TILE_ROWS + r;
                 *y = add_block(*y, &w, x + tile->tokens[t], scales, mins);
