@@ -1,0 +1,19 @@
+"""Errors of the command line itself; those of the engine are in ``pyds4.errors``."""
+
+from __future__ import annotations
+
+
+class CommandError(Exception):
+    """Something outside is not as the command needs it. Exit status 1."""
+
+
+class UsageError(CommandError):
+    """Options that do not go together, or a value no command can use. Exit status 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without line breaks; its type when it has none."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    text = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    return text or type(error).__name__
