@@ -11,11 +11,13 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import empty
 
+from pyds4_server.anthropic import convert as anthropic
+from pyds4_server.anthropic import messages
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.errors import ApiError
 from pyds4_server.http import json_reply
 from pyds4_server.openai import chat, models
-from pyds4_server.openai.convert import error_body as openai_error
+from pyds4_server.openai import convert as openai
 from pyds4_server.security import HostCheck, KeyCheck
 from pyds4_server.service import Service
 from pyds4_server.settings import Settings
@@ -56,7 +58,7 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
         }
     )
     app.ctx.service = Service(settings, engine)
-    for blueprint in (chat.blueprint, models.blueprint):
+    for blueprint in (chat.blueprint, messages.blueprint, models.blueprint):
         app.blueprint(blueprint)
     _guard(app, settings)
     _handle_errors(app)
@@ -118,8 +120,11 @@ def _handle_errors(app: Sanic[Any, Any]) -> None:
 
 
 def error_reply(request: Request | None, error: ApiError) -> HTTPResponse:
-    """``error`` as a response."""
+    """``error`` as a response in the protocol of the path."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    return json_reply(openai_error(error), status=error.status, headers=headers)
+    if request is not None and request.path.startswith("/v1/messages"):
+        status = anthropic.status(error)
+        return json_reply(anthropic.error_body(error), status=status, headers=headers)
+    return json_reply(openai.error_body(error), status=error.status, headers=headers)

@@ -136,12 +136,15 @@ def describe_validation(errors: Iterable[Any]) -> tuple[str, str | None]:
     return "; ".join(parts) or "The request is malformed.", first
 
 
+_TYPES = frozenset({"bool", "dict", "float", "int", "list", "none", "str"})
+
+
 def _path(location: Iterable[str | int]) -> str | None:
     """``messages[0].content`` from Pydantic's location, without the names of union members."""
     path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.replace("_", "").isalnum() and part.islower():
+        elif part.replace("_", "").isalnum() and part.islower() and part not in _TYPES:
             path += f".{part}" if path else part
     return path or None

@@ -26,8 +26,8 @@ class StreamEncoder(Protocol):
         """The last byte was written."""
         ...
 
-    def begin(self) -> bytes:
-        """What is sent before any news."""
+    def begin(self, progress: Prefilled | None) -> bytes:
+        """What is sent before any news; ``progress`` is known unless the request waits."""
         ...
 
     def encode(self, updates: Sequence[Update]) -> bytes:
@@ -98,7 +98,7 @@ async def stream(
         response = await request.respond(content_type=CONTENT_TYPE, headers=headers)
         if response is None:
             return
-        await response.send(encoder.begin() or comment("ok"))
+        await response.send(encoder.begin(subscription.progress) or comment("ok"))
         sent_s = loop.time()
         while True:
             payload = encoder.encode(updates) if updates else b""

@@ -51,7 +51,7 @@ class ChatStream:
         self._usages: list[Usage] = []
         self.is_complete = False
 
-    def begin(self) -> bytes:
+    def begin(self, progress: Prefilled | None) -> bytes:
         """The role of every choice, at once: it is the first sign of life."""
         return b"".join(
             self._chunk(choice, p.Delta(role="assistant", content="")) for choice in range(self._n)
