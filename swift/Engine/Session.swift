@@ -18,7 +18,7 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         let position: Int
         let cache: KVCache
     }
-    /// Each costs a few MB (see `KVCache.fork`).
+    /// Each costs a few MB (see `KVCache`).
     private static let mostCheckpoints = 8
 
     init(engine: Engine, context: Int, cache: KVCache) {
@@ -42,19 +42,15 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         }
     }
 
-    /// A second session with the same past.
-    public func fork() throws -> Session {
-        try engine.lock.withLock {
-            do {
-                let twin = Session(engine: engine, context: context, cache: try cache.fork())
-                twin.tokens = tokens
-                twin.logits = logits
-                twin.checkpoints = checkpoints
-                twin.publishPosition()
-                return twin
-            } catch {
-                throw EngineError(error)
-            }
+    /// A second session with the same past, at no cost: see `KVCache`.
+    public func fork() -> Session {
+        engine.lock.withLock {
+            let twin = Session(engine: engine, context: context, cache: cache.frozen())
+            twin.tokens = tokens
+            twin.logits = logits
+            twin.checkpoints = checkpoints
+            twin.publishPosition()
+            return twin
         }
     }
 
@@ -98,7 +94,7 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         do {
             checkpoints.removeAll { $0.position > common }
             if let checkpoint = checkpoints.last {
-                cache = try checkpoint.cache.fork()
+                cache = checkpoint.cache
                 tokens.removeLast(tokens.count - checkpoint.position)
             } else {
                 cache = try engine.model.emptyCache()
@@ -141,8 +137,7 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
 
     /// Keeps the ends of prompts and some boundaries, denser towards the end, where agents edit.
     private func keepCheckpoint() {
-        guard let copy = try? cache.fork() else { return }  // only speed is lost
-        checkpoints.append(Checkpoint(position: tokens.count, cache: copy))
+        checkpoints.append(Checkpoint(position: tokens.count, cache: cache.frozen()))
         guard checkpoints.count > Self.mostCheckpoints else { return }
         // The one whose loss costs least: a small gap, far behind the end.
         let cost = checkpoints.indices.dropLast().map { index in

@@ -80,9 +80,9 @@ extension Engine {
         do {
             // What a pass may leave half done is kept aside; it is a few MB against the weights that the
             // pass reads, and no failure can then tear a session.
-            let before = try sessions.map { try $0.cache.savepoint() }
             var caches = sessions.map { $0.takeCache() }
             defer { for (session, cache) in zip(sessions, caches) { session.cache = cache } }
+            let before = try caches.indices.map { try caches[$0].prepare(for: spans[$0].tokens.count) }
             do {
                 try model(spans, &caches, isCancelled: { sessions.allSatisfy(\.isCancelled) }) { span, row, logits in
                     let item = work[indices[span]]

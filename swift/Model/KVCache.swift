@@ -33,11 +33,9 @@ struct CompressorState {
         sums = try Buffer(byteCount: series * 3 * format.dim * 4, in: memory)
     }
 
-    /// Shares the rows, copies the sums.
-    func fork() throws -> CompressorState {
-        var twin = self
-        twin.sums = try sums.copy()
-        return twin
+    /// Gives this state sums of its own, to be written in place.
+    mutating func own() throws {
+        if !isKnownUniquelyReferenced(&sums) { sums = try sums.copy() }
     }
 }
 
@@ -45,10 +43,12 @@ struct CompressorState {
 struct LayerCache {
     /// The last `window` rows; position p is in slot p mod window.
     var ring: Buffer
+    let window: Int
     var compressor: CompressorState?
     var indexer: CompressorState?
 
     init(_ c: Configuration, _ formats: KVFormats, layer: Int) throws {
+        window = c.window
         ring = try Buffer(byteCount: c.window * formats.row.byteCount, in: formats.memory)
         let ratio = c.compressRatios[layer]
         if ratio != 0 { compressor = try CompressorState(format: formats.row, ratio: ratio, memory: formats.memory) }
@@ -57,12 +57,25 @@ struct LayerCache {
         }
     }
 
-    func fork() throws -> LayerCache {
-        var twin = self
-        twin.ring = try ring.copy()
-        twin.compressor = try compressor?.fork()
-        twin.indexer = try indexer?.fork()
-        return twin
+    /// Gives this layer a ring and sums of its own, to be written in place.
+    mutating func own() throws {
+        if !isKnownUniquelyReferenced(&ring) { ring = try ring.copy() }
+        try compressor?.own()
+        try indexer?.own()
+    }
+
+    /// What a step that fills ring `slots` overwrites: these, and the running sums.
+    func overwritten(_ slots: [Range<Int>]) -> [(Buffer, Range<Int>)] {
+        let row = ring.byteCount / window
+        return slots.map { (ring, $0.lowerBound * row..<$0.upperBound * row) }
+            + [compressor, indexer].compactMap { $0 }.map { ($0.sums, 0..<$0.sums.byteCount) }
+    }
+
+    var rowCounts: (compressed: Int, index: Int) { (compressor?.rows.count ?? 0, indexer?.rows.count ?? 0) }
+
+    mutating func truncate(to counts: (compressed: Int, index: Int)) {
+        compressor?.rows.truncate(to: counts.compressed)
+        indexer?.rows.truncate(to: counts.index)
     }
 
     var byteCount: Int {
@@ -73,8 +86,9 @@ struct LayerCache {
 
 /// The attention memory of one session: everything but its tokens and logits.
 ///
-/// Grows with use. `fork` costs a ring and the running sums of each layer (3.8 MB at Flash's
-/// dimensions), whatever the length: compressed rows are shared until one side writes to their page.
+/// Grows with use. `frozen()` is a fork: it costs nothing, whatever the length, and stays as it is while
+/// the other goes on. Compressed rows are shared for ever; ring and running sums of each layer (4 MB
+/// at Flash's dimensions) until one of the two takes more tokens.
 public struct KVCache {
     /// Tokens taken in.
     public internal(set) var position = 0
@@ -84,42 +98,76 @@ public struct KVCache {
         layers = try (0..<c.layerCount).map { try LayerCache(c, formats, layer: $0) }
     }
 
-    private init(position: Int, layers: [LayerCache]) {
-        self.position = position
-        self.layers = layers
-    }
+    private init() { layers = [] }
 
     /// Nothing: stands in while a step owns the cache.
-    public static var none: KVCache { KVCache(position: 0, layers: []) }
+    public static var none: KVCache { KVCache() }
 
-    public func fork() throws -> KVCache { KVCache(position: position, layers: try layers.map { try $0.fork() }) }
+    /// Where the last savepoint was kept; the next one takes the memory over.
+    private var spare: Buffer?
 
-    /// What undoes a step that failed half-way: rows are only ever appended, so their number is enough.
+    /// What undoes a step that failed half-way. Rows are only ever appended, so their number is
+    /// enough; kept aside are the running sums, and of the ring the slots that the step overwrites.
     public struct Savepoint {
         fileprivate let position: Int
-        fileprivate let layers: [(ring: Buffer, compressor: (Int, Buffer)?, indexer: (Int, Buffer)?)]
+        fileprivate let rowCounts: [(compressed: Int, index: Int)]
+        fileprivate let slots: [Range<Int>]
+        fileprivate let kept: Buffer?
     }
 
-    public func savepoint() throws -> Savepoint {
-        Savepoint(position: position, layers: try layers.map { layer in
-            (try layer.ring.copy(), try layer.compressor.map { ($0.rows.count, try $0.sums.copy()) },
-             try layer.indexer.map { ($0.rows.count, try $0.sums.copy()) })
-        })
+    /// Makes this cache the only owner of what `tokens` more tokens overwrite, and keeps that aside.
+    public mutating func prepare(for tokens: Int) throws -> Savepoint {
+        for index in layers.indices { try layers[index].own() }
+        let slots = layers.first.map { slotsOverwritten(by: tokens, of: $0.window) } ?? []
+        let byteCount = layers.reduce(0) { sum, layer in layer.overwritten(slots).reduce(sum) { $0 + $1.1.count } }
+        let saved = Savepoint(position: position, rowCounts: layers.map(\.rowCounts), slots: slots,
+                              kept: try room(for: byteCount, keep: tokens < 8))
+        eachOverwritten(saved) { part, range, kept in
+            part.memory.copy(from: part.contents + range.lowerBound, to: kept, byteCount: range.count)
+        }
+        return saved
+    }
+
+    /// Memory for a savepoint; that of single tokens is kept for the next one.
+    private mutating func room(for byteCount: Int, keep: Bool) throws -> Buffer? {
+        guard let memory = layers.first?.ring.memory else { return nil }
+        if isKnownUniquelyReferenced(&spare), spare!.byteCount >= byteCount { return spare }
+        let buffer = try Buffer(byteCount: byteCount, in: memory)
+        if keep { spare = buffer }
+        return buffer
+    }
+
+    /// What this cache holds now, to stay as it is while this one goes on.
+    public func frozen() -> KVCache {
+        var twin = self
+        twin.spare = nil
+        return twin
     }
 
     public mutating func restore(_ saved: Savepoint) {
         position = saved.position
-        for (index, layer) in saved.layers.enumerated() {
-            layers[index].ring = layer.ring
-            if let (count, sums) = layer.compressor {
-                layers[index].compressor!.rows.truncate(to: count)
-                layers[index].compressor!.sums = sums
-            }
-            if let (count, sums) = layer.indexer {
-                layers[index].indexer!.rows.truncate(to: count)
-                layers[index].indexer!.sums = sums
+        for (index, counts) in saved.rowCounts.enumerated() { layers[index].truncate(to: counts) }
+        eachOverwritten(saved) { part, range, kept in
+            part.memory.copy(from: kept, to: part.contents + range.lowerBound, byteCount: range.count)
+        }
+    }
+
+    /// Calls `body` with every part that the step overwrites and its place in the savepoint.
+    private func eachOverwritten(_ saved: Savepoint, _ body: (Buffer, Range<Int>, UnsafeMutableRawPointer) -> Void) {
+        guard var place = saved.kept?.contents else { return }
+        for layer in layers {
+            for (part, range) in layer.overwritten(saved.slots) {
+                body(part, range, place)
+                place += range.count
             }
         }
+    }
+
+    /// Ring slots of the next `tokens` positions: one range, or two where they wrap.
+    private func slotsOverwritten(by tokens: Int, of window: Int) -> [Range<Int>] {
+        guard tokens < window else { return [0..<window] }
+        let first = position % window, end = first + tokens
+        return end <= window ? [first..<end] : [first..<window, 0..<end - window]
     }
 
     /// Bytes in use; what forks share is counted in each.

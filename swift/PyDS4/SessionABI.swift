@@ -25,7 +25,7 @@ public func pyds4_session_fork(_ handleIn: OpaquePointer!,
                                _ twin: UnsafeMutablePointer<OpaquePointer?>!) -> pyds4_status {
     reporting {
         let out = try required(twin, "twin")
-        out.pointee = handle(try session(try required(handleIn, "session")).fork())
+        out.pointee = handle(session(try required(handleIn, "session")).fork())
     }
 }
 
