@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import anthropic
@@ -52,3 +55,24 @@ async def serving(engine: EngineLike | None = None, **settings: Any) -> AsyncIte
             yield served
         finally:
             await served.close()
+
+
+@contextmanager
+def serving_in_background(engine: EngineLike, **settings: Any) -> Iterator[str]:
+    """Serve on a thread of its own; gives the base URL."""
+    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, str]] = Future()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        async with running(Settings(port=0, shutdown_grace_s=0.2, **settings), engine) as (url, _):
+            ready.set_result((asyncio.get_running_loop(), stop, url))
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    loop, stop, url = ready.result(10)
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from server_fakes import FakeEngine
-from server_harness import Serve, Served, serving
+from server_harness import Serve, Served, serving_in_background
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"
@@ -168,16 +169,22 @@ _WORDS = st.sampled_from(
 _BODY = st.recursive(_JSON | _WORDS, _plausible, max_leaves=15)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(bodies=st.lists(st.dictionaries(st.sampled_from(_FIELDS), _BODY), min_size=8, max_size=16))
-def test_no_body_makes_the_server_fail(bodies: list[dict[str, Any]]) -> None:
-    async def post_all() -> None:
-        async with serving(FakeEngine(context=256)) as served:
-            for body in bodies:
-                good = {"model": "m", "messages": HI, "max_tokens": 4}
-                for path in (CHAT, MESSAGES, MESSAGES + "/count_tokens"):
-                    for sent in (body, good | body, body | good):
-                        response = await served.http.post(path, content=json.dumps(sent))
-                        assert response.status_code < 500, (path, sent, response.text)
+PATHS = (CHAT, MESSAGES, MESSAGES + "/count_tokens")
 
-    asyncio.run(post_all())
+
+@pytest.fixture(scope="module")
+def background_url() -> Iterator[str]:
+    """A server on a thread of its own, for tests that have no event loop."""
+    with serving_in_background(FakeEngine(context=256)) as url:
+        yield url
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=st.dictionaries(st.sampled_from(_FIELDS), _BODY, max_size=6))
+def test_no_body_makes_the_server_fail(background_url: str, body: dict[str, Any]) -> None:
+    good = {"model": "m", "messages": HI, "max_tokens": 4, "input": "Hi", "prompt": "Hi"}
+    with httpx.Client(base_url=background_url) as client:
+        for path in PATHS:
+            for sent in (body, good | body, body | good):
+                response = client.post(path, content=json.dumps(sent))
+                assert response.status_code < 500, (path, sent, response.text)
