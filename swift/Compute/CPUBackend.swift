@@ -5,6 +5,8 @@ import CKernels
 public final class CPUBackend: Backend {
     public let name = "cpu"
     public let arena = Arena()
+    public let memory: any Memory = CPUMemory.shared
+    public let chunkTokens = 512
     let pool: OpaquePointer
 
     /// - Parameter threads: The caller's included; nil for one per processor the process may use.
@@ -21,12 +23,25 @@ public final class CPUBackend: Backend {
     public var threads: Int { Int(ck_pool_threads(pool)) }
     public static var instructionSet: String { String(cString: ck_isa_name()) }
 
+    /// Weights are read where the file is mapped.
+    public func load(_ weights: [Matrix], _ tables: [IntTable]) {}
+
+    public func upload(_ values: [Int32]) throws -> IntTensor {
+        let out = try arena.intTensor(values.count)
+        out.ints.update(from: values, count: values.count)
+        return out
+    }
+
+    public func read(_ x: Tensor, _ receive: (UnsafeBufferPointer<Float>) -> Void) {
+        receive(UnsafeBufferPointer(start: x.floats, count: x.count))
+    }
+
     // MARK: Matrices and norms
 
-    public func embed(_ table: Matrix, _ tokens: [Int32]) throws -> Tensor {
+    public func embed(_ table: Matrix, _ tokens: IntTensor) throws -> Tensor {
         let out = try arena.tensor(tokens.count, table.columns)
         var matrix = table.c
-        matmul_embed(pool, &matrix, tokens, Int64(tokens.count), out.floats)
+        matmul_embed(pool, &matrix, tokens.ints, Int64(tokens.count), out.floats)
         return out
     }
 
@@ -50,28 +65,14 @@ public final class CPUBackend: Backend {
         return out
     }
 
-    public func rmsNorm(_ x: Tensor, width: Int, weight: Vector?, epsilon: Float) throws -> Tensor {
+    public func rmsNorm(_ x: Tensor, width: Int, weight: Vector, epsilon: Float) throws -> Tensor {
+        try norm(x, width: width, weight: weight, epsilon: epsilon)
+    }
+
+    func norm(_ x: Tensor, width: Int, weight: Vector?, epsilon: Float) throws -> Tensor {
         let out = Tensor(shape: x.shape, floats: try arena.tensor(x.count).floats)
         rms_norm_f32(pool, x.floats, Int64(x.count / width), Int64(width), weight?.floats, epsilon, out.floats)
         return out
-    }
-
-    public func add(_ x: Tensor, _ y: Tensor) {
-        for i in 0..<x.count { x.floats[i] += y.floats[i] }
-    }
-
-    // MARK: Position
-
-    public func ropeTable(_ positions: [Int32], _ frequencies: Vector) throws -> Tensor {
-        let table = try arena.tensor(positions.count, frequencies.count, 2)
-        rope_table_f32(positions, Int64(positions.count), frequencies.floats, Int64(2 * frequencies.count),
-                       table.floats)
-        return table
-    }
-
-    public func rope(_ x: Tensor, heads: Int, table: Tensor, inverse: Bool) {
-        rope_apply_f32(pool, x.floats, Int64(x.rows), Int64(heads), Int64(x.width / heads), Int64(table.width),
-                       table.floats, inverse)
     }
 
     // MARK: Hyper-connections
@@ -95,7 +96,14 @@ public final class CPUBackend: Backend {
         return (try project(flat, [weights.fn])[0], inverse)
     }
 
-    public func hcSplit(_ streams: Tensor, _ weights: HyperConnectionWeights) throws -> HyperConnectionMix {
+    public func hcEnter(_ streams: Tensor, _ weights: HyperConnectionWeights, norm: Vector,
+                        epsilon: Float) throws -> (x: Tensor, mix: HyperConnectionMix) {
+        let mix = try hcSplit(streams, weights)
+        let x = try hcCollapse(streams, mix.pre)
+        return (try rmsNorm(x, width: x.width, weight: norm, epsilon: epsilon), mix)
+    }
+
+    private func hcSplit(_ streams: Tensor, _ weights: HyperConnectionWeights) throws -> HyperConnectionMix {
         let (mix, inverse) = try hcMix(streams, weights)
         let n = streams.rows
         let out = HyperConnectionMix(pre: try arena.tensor(n, 4), post: try arena.tensor(n, 4),
@@ -106,21 +114,23 @@ public final class CPUBackend: Backend {
         return out
     }
 
-    public func hcHead(_ streams: Tensor, _ weights: HyperConnectionWeights) throws -> Tensor {
+    public func hcHead(_ streams: Tensor, _ weights: HyperConnectionWeights, norm: Vector,
+                       epsilon: Float) throws -> Tensor {
         let (mix, inverse) = try hcMix(streams, weights)
         let pre = try arena.tensor(streams.rows, 4)
         hc_head_f32(mix.floats, inverse.floats, weights.scale.floats, weights.base.floats, Int64(streams.rows),
                     weights.epsilon, pre.floats)
-        return pre
+        let x = try hcCollapse(streams, pre)
+        return try rmsNorm(x, width: x.width, weight: norm, epsilon: epsilon)
     }
 
-    public func hcCollapse(_ streams: Tensor, _ pre: Tensor) throws -> Tensor {
+    private func hcCollapse(_ streams: Tensor, _ pre: Tensor) throws -> Tensor {
         let x = try arena.tensor(streams.rows, streams.width / 4)
         hc_collapse_f32(pool, streams.floats, pre.floats, Int64(x.rows), Int64(x.width), x.floats)
         return x
     }
 
-    public func hcExpand(_ streams: Tensor, _ y: Tensor, _ mix: HyperConnectionMix) {
+    public func hcLeave(_ streams: Tensor, _ y: Tensor, _ mix: HyperConnectionMix) {
         hc_expand_f32(pool, y.floats, mix.post.floats, mix.comb.floats, Int64(y.rows), Int64(y.width),
                       streams.floats)
     }

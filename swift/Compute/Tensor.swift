@@ -32,6 +32,7 @@ public struct IntTensor {
     public let shape: [Int]
     public let ints: UnsafeMutablePointer<Int32>
 
+    public var count: Int { shape.reduce(1, *) }
     public var width: Int { shape.dropFirst().reduce(1, *) }
 
     public init(shape: [Int], ints: UnsafeMutablePointer<Int32>) {

@@ -60,3 +60,16 @@ public final class Vector {
 
     deinit { storage.deallocate() }
 }
+
+/// Integers of the file: which experts a token takes.
+public struct IntTable {
+    public let name: String
+    public let data: UnsafePointer<Int32>
+    public let count: Int
+
+    public init(name: String, data: UnsafePointer<Int32>, count: Int) {
+        self.name = name
+        self.data = data
+        self.count = count
+    }
+}

@@ -1,9 +1,4 @@
 import Compute
-#if canImport(Glibc)
-import Glibc
-#else
-import Darwin
-#endif
 
 /// Multi-query attention over a sliding window and, in layers with compression, over compressed rows.
 ///
@@ -25,9 +20,7 @@ struct Attention {
         self.layer = layer
         self.backend = backend
         let ratio = c.compressRatios[layer]
-        compressor = weights.compressor.map {
-            Compressor($0, ratio: ratio, format: formats.row, c, backend: backend)
-        }
+        compressor = weights.compressor.map { Compressor($0, ratio: ratio, c, backend: backend) }
         indexer = weights.indexer.map { Indexer($0, ratio: ratio, formats, c, backend: backend) }
     }
 
@@ -40,54 +33,41 @@ struct Attention {
                                               epsilon: c.normEpsilon)
         let fromLatent = try backend.project(queryLatent, [weights.qB] + (indexer.map { [$0.queries] } ?? []))
 
-        let q = try backend.rmsNorm(fromLatent[0], width: c.headDim, weight: nil, epsilon: c.normEpsilon)
-        backend.rope(q, heads: c.headCount, table: rotation.table, inverse: false)
-        let kv = try backend.rmsNorm(fromX[1], width: c.headDim, weight: weights.kvANorm, epsilon: c.normEpsilon)
-        backend.rope(kv, heads: 1, table: rotation.table, inverse: false)
-        let rows = try backend.encodeRows(kv, formats.row)
+        let q = try backend.queries(fromLatent[0], heads: c.headCount, epsilon: c.normEpsilon, table: rotation.table)
+        let rows = try backend.keyRows(fromX[1], norm: weights.kvANorm, epsilon: c.normEpsilon,
+                                       table: rotation.table, formats.row)
         let indexQuery = try indexer?.prepare(fromLatent[1], rotation)
 
         let attended = try backend.arena.tensor(x.rows, c.headCount * c.headDim)
         for (index, span) in batch.spans.enumerated() {
             let range = batch.rows[index]
-            let result = try attend(
-                span, q[range], rows + range.lowerBound * formats.row.byteCount, &caches[index].layers[layer],
-                fromX.dropFirst(2).map { $0[range] }, indexQuery?[range], rotation)
-            attended[range].floats.update(from: result.floats, count: result.count)
+            try attend(
+                span.position, batch.positions[range], q[range],
+                rows + range.lowerBound * formats.row.byteCount, &caches[index].layers[layer],
+                fromX.dropFirst(2).map { $0[range] }, indexQuery?[range],
+                Rotation(table: rotation.table[range], frequencies: rotation.frequencies), into: attended[range])
         }
-        backend.rope(attended, heads: c.headCount, table: rotation.table, inverse: true)
         let latent = try backend.projectGroups(attended, weights.outputA, groups: c.outputGroupCount)
         return try backend.project(latent, [weights.outputB])[0]
     }
 
     /// The part that belongs to one session: extends its compressed rows, attends, keeps its window.
-    private func attend(_ span: Span, _ q: Tensor, _ rows: UnsafeMutablePointer<UInt8>, _ cache: inout LayerCache,
-                        _ compressing: [Tensor], _ indexQuery: Tensor?, _ rotation: Rotation) throws -> Tensor {
+    private func attend(_ position: Int, _ positions: IntTensor, _ q: Tensor, _ rows: UnsafeMutablePointer<UInt8>,
+                        _ cache: inout LayerCache, _ compressing: [Tensor], _ indexQuery: Tensor?,
+                        _ rotation: Rotation, into out: Tensor) throws {
         var selection: RowSelection?
-        if let compressor {
-            try compressor.append(kv: compressing[0], gate: compressing[1], at: span.position, to: &cache.compressor!,
-                                  rotation)
-            selection = try compressor.visibleRows(span)
-        }
+        try compressor?.append(kv: compressing[0], gate: compressing[1], at: position, positions,
+                               to: &cache.compressor!, rotation)
         if let indexer, let indexQuery {
-            try indexer.compressor.append(kv: compressing[2], gate: compressing[3], at: span.position,
+            try indexer.compressor.append(kv: compressing[2], gate: compressing[3], at: position, positions,
                                           to: &cache.indexer!, rotation)
-            selection = try indexer.select(indexQuery, weights: compressing[4], span, cache.indexer!.rows)
+            selection = try indexer.select(indexQuery, weights: compressing[4], at: position, positions,
+                                           cache.indexer!.rows)
         }
-        let out = try backend.attend(AttentionCall(
-            q: q, heads: c.headCount, position: span.position, window: c.window, format: formats.row,
-            ring: cache.ring, chunk: rows, compressed: cache.compressor?.rows, selection: selection,
-            sinks: weights.sinks, scale: 1 / Float(c.headDim).squareRoot()))
-        keepWindow(rows, span, cache.ring)
-        return out
-    }
-
-    /// The last `window` of these rows go into their slots of the ring.
-    private func keepWindow(_ rows: UnsafeMutablePointer<UInt8>, _ span: Span, _ ring: Buffer) {
-        let size = formats.row.byteCount
-        for i in max(0, span.tokens.count - c.window)..<span.tokens.count {
-            let slot = (span.position + i) % c.window
-            (ring.contents + slot * size).copyMemory(from: rows + i * size, byteCount: size)
-        }
+        try backend.attend(AttentionCall(
+            q: q, heads: c.headCount, position: position, positions: positions, window: c.window,
+            format: formats.row, ring: cache.ring, chunk: rows, compressed: cache.compressor?.rows,
+            selection: selection, ratio: compressor?.ratio ?? 0, sinks: weights.sinks,
+            scale: 1 / Float(c.headDim).squareRoot(), table: rotation.table, out: out))
     }
 }

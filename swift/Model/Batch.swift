@@ -18,15 +18,16 @@ public struct Span {
 /// What one forward pass computes: spans of several sessions, one row a token, one behind another.
 struct Batch {
     let spans: [Span]
-    let tokens: [Int32]
-    let positions: [Int32]
+    let tokens: IntTensor
+    let positions: IntTensor
     /// Rows of each span.
     let rows: [Range<Int>]
 
-    init(_ spans: [Span]) {
+    init(_ spans: [Span], _ backend: any Backend) throws {
         self.spans = spans
-        tokens = spans.flatMap(\.tokens)
-        positions = spans.flatMap { span in span.tokens.indices.map { Int32(span.position + $0) } }
+        tokens = try backend.upload(spans.flatMap(\.tokens))
+        positions = try backend.upload(
+            spans.flatMap { span in span.tokens.indices.map { Int32(span.position + $0) } })
         var start = 0
         rows = spans.map { span in
             defer { start += span.tokens.count }

@@ -33,9 +33,7 @@ struct Block {
     /// Collapses the streams to one normed input, runs the sublayer, and spreads its output back.
     private func hyperConnection(_ streams: Tensor, _ hc: HyperConnectionWeights, _ norm: Vector,
                                  _ sublayer: (Tensor) throws -> Tensor) throws {
-        let mix = try backend.hcSplit(streams, hc)
-        let x = try backend.hcCollapse(streams, mix.pre)
-        let y = try sublayer(backend.rmsNorm(x, width: x.width, weight: norm, epsilon: normEpsilon))
-        backend.hcExpand(streams, y, mix)
+        let (x, mix) = try backend.hcEnter(streams, hc, norm: norm, epsilon: normEpsilon)
+        try backend.hcLeave(streams, sublayer(x), mix)
     }
 }

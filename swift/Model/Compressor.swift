@@ -8,14 +8,12 @@ import Compute
 struct Compressor {
     let ratio: Int
     private let weights: CompressorWeights
-    private let format: RowFormat
     private let normEpsilon: Float
     private let backend: any Backend
 
-    init(_ weights: CompressorWeights, ratio: Int, format: RowFormat, _ c: Configuration, backend: any Backend) {
+    init(_ weights: CompressorWeights, ratio: Int, _ c: Configuration, backend: any Backend) {
         self.weights = weights
         self.ratio = ratio
-        self.format = format
         self.backend = backend
         normEpsilon = c.normEpsilon
     }
@@ -28,32 +26,14 @@ struct Compressor {
     ///
     /// - Parameters:
     ///   - kv, gate: [tokens, series · dim] of one session.
-    ///   - position: Position of their first token.
-    func append(kv: Tensor, gate: Tensor, at position: Int, to state: inout CompressorState,
+    ///   - position, positions: Where its tokens are, the first and all of them.
+    func append(kv: Tensor, gate: Tensor, at position: Int, _ positions: IntTensor, to state: inout CompressorState,
                 _ rotation: Rotation) throws {
-        let completed = (position + kv.rows) / ratio - position / ratio
-        try state.rows.reserve(completed)
-        let pooled = try backend.compress(
-            kv: kv, gate: gate, bias: weights.ape, ratio: ratio,
-            overlap: ratio == Configuration.overlappingRatio, position: position, state: state.sums, dim: state.dim)
-        guard completed > 0 else { return }
-        let normed = try backend.rmsNorm(pooled, width: state.dim, weight: weights.norm, epsilon: normEpsilon)
-        // A row sits at the first position of its window.
-        let first = position / ratio
-        let positions = (0..<completed).map { Int32((first + $0) * ratio) }
-        backend.rope(normed, heads: 1, table: try backend.ropeTable(positions, rotation.frequencies), inverse: false)
-        state.rows.append(try backend.encodeRows(normed, format), count: completed)
-    }
-
-    /// Rows that each token of the span may see: row w when its window ends at or before the token.
-    func visible(_ span: Span) -> [Int32] {
-        span.tokens.indices.map { Int32((span.position + $0 + 1) / ratio) }
-    }
-
-    /// Attention to all visible rows, as layers without an indexer do.
-    func visibleRows(_ span: Span) throws -> RowSelection {
-        let counts = try backend.arena.intTensor(span.tokens.count)
-        counts.ints.update(from: visible(span), count: span.tokens.count)
-        return RowSelection(rows: nil, counts: counts)
+        let call = CompressorCall(
+            kv: kv, gate: gate, bias: weights.ape, norm: weights.norm, epsilon: normEpsilon, ratio: ratio,
+            overlaps: ratio == Configuration.overlappingRatio, position: position, positions: positions,
+            frequencies: rotation.frequencies, state: state.sums)
+        try state.rows.reserve(call.completed)
+        try backend.compress(call, into: &state.rows)
     }
 }

@@ -17,7 +17,7 @@ struct Indexer {
         self.c = c
         self.backend = backend
         roundings = formats.roundings
-        compressor = Compressor(weights.compressor, ratio: ratio, format: formats.indexRow, c, backend: backend)
+        compressor = Compressor(weights.compressor, ratio: ratio, c, backend: backend)
     }
 
     /// The matrices that read the block's input: the compressor's, then head weights.
@@ -27,14 +27,16 @@ struct Indexer {
 
     /// Rotates and rounds the queries [tokens, heads · dim], in place.
     func prepare(_ q: Tensor, _ rotation: Rotation) throws -> Tensor {
-        backend.rope(q, heads: c.indexerHeadCount, table: rotation.table, inverse: false)
-        if roundings { backend.roundFP4(q, dim: c.indexerDim) }
+        try backend.indexQueries(q, heads: c.indexerHeadCount, rounded: roundings, table: rotation.table)
         return q
     }
 
-    func select(_ q: Tensor, weights: Tensor, _ span: Span, _ rows: RowStore) throws -> RowSelection {
+    func select(_ q: Tensor, weights: Tensor, at position: Int, _ positions: IntTensor,
+                _ rows: RowStore) throws -> RowSelection {
         let scale = 1 / (Float(c.indexerDim) * Float(c.indexerHeadCount)).squareRoot()
-        return try backend.selectRows(q: q, weights: weights, heads: c.indexerHeadCount, rows: rows,
-                                      visible: compressor.visible(span), top: c.indexerTopK, scale: scale)
+        return try backend.selectRows(
+            SelectionCall(q: q, weights: weights, heads: c.indexerHeadCount, position: position,
+                          positions: positions, ratio: compressor.ratio, top: c.indexerTopK, scale: scale),
+            of: rows)
     }
 }

@@ -19,16 +19,15 @@ struct MoE {
     }
 
     /// x [tokens, D], normed → [tokens, D].
-    func callAsFunction(_ x: Tensor, _ tokens: [Int32]) throws -> Tensor {
+    func callAsFunction(_ x: Tensor, _ tokens: IntTensor) throws -> Tensor {
         let fromX = try backend.project(x, [weights.gateInp, weights.gateShexp, weights.upShexp])
-        let y = try backend.experts(x, gate: weights.gateExps, up: weights.upExps, down: weights.downExps,
-                                    routing: route(fromX[0], tokens), clamp: clamp)
-        backend.swiglu(gate: fromX[1], up: fromX[2], clamp: sharedClamp)
-        backend.add(y, try backend.project(fromX[1], [weights.downShexp])[0])
-        return y
+        return try backend.experts(ExpertsCall(
+            x: x, gate: weights.gateExps, up: weights.upExps, down: weights.downExps,
+            routing: try route(fromX[0], tokens), clamp: clamp, sharedGate: fromX[1], sharedUp: fromX[2],
+            sharedDown: weights.downShexp, sharedClamp: sharedClamp))
     }
 
-    private func route(_ logits: Tensor, _ tokens: [Int32]) throws -> Routing {
+    private func route(_ logits: Tensor, _ tokens: IntTensor) throws -> Routing {
         switch weights.router {
         case let .learned(bias):
             try backend.routeTopK(logits, bias: bias, used: c.expertUsedCount, scale: c.routeScale)

@@ -21,7 +21,7 @@ public final class Transformer {
     public init(_ file: GGUFFile, backend: any Backend, roundings: Bool) throws {
         let configuration = try Configuration(file)
         let weights = try Weights(file, configuration)
-        let formats = KVFormats(configuration, roundings: roundings)
+        let formats = KVFormats(configuration, roundings: roundings, memory: backend.memory)
         self.file = file
         self.configuration = configuration
         self.backend = backend
@@ -29,6 +29,7 @@ public final class Transformer {
         self.formats = formats
         windowFrequencies = RoPE.frequencies(configuration, compressed: false)
         compressedFrequencies = RoPE.frequencies(configuration, compressed: true)
+        try backend.load(weights.matrices, weights.tables)
         blocks = weights.blocks.enumerated().map { layer, weights in
             Block(weights, configuration, formats, layer: layer, backend: backend)
         }
@@ -44,9 +45,9 @@ public final class Transformer {
     /// - Throws: `ComputeError.cancelled` or `.outOfMemory`; the caches are then in an undefined state.
     public func callAsFunction(_ spans: [Span], _ caches: inout [KVCache], isCancelled: () -> Bool,
                                receive: (Int, Int, UnsafeBufferPointer<Float>) -> Void) throws {
-        let batch = Batch(spans)
         let start = backend.arena.mark()
         defer { backend.arena.release(to: start) }
+        let batch = try Batch(spans, backend)
         let streams = try backend.hcSpread(backend.embed(weights.tokenEmbd, batch.tokens))
         let window = Rotation(table: try backend.ropeTable(batch.positions, windowFrequencies),
                               frequencies: windowFrequencies)
@@ -77,18 +78,15 @@ public final class Transformer {
             let mark = backend.arena.mark()
             defer { backend.arena.release(to: mark) }
             let part = wanted[first..<min(first + Self.logitRowsAtOnce, wanted.count)]
-            let picked = try backend.arena.tensor(part.count, 4, configuration.hiddenSize)
-            for (slot, want) in part.enumerated() {
-                (picked.floats + slot * picked.width)
-                    .update(from: streams.floats + want.batchRow * streams.width, count: streams.width)
-            }
-            let x = try backend.hcCollapse(picked, backend.hcHead(picked, weights.outputHC))
-            let normed = try backend.rmsNorm(x, width: x.width, weight: weights.outputNorm,
-                                             epsilon: configuration.normEpsilon)
-            let logits = try backend.project(normed, [weights.output])[0]
-            for (slot, want) in part.enumerated() {
-                receive(want.span, want.row,
-                        UnsafeBufferPointer(start: logits.floats + slot * logits.width, count: logits.width))
+            let picked = try backend.rows(streams, part.map(\.batchRow))
+            let x = try backend.hcHead(picked, weights.outputHC, norm: weights.outputNorm,
+                                       epsilon: configuration.normEpsilon)
+            try backend.read(backend.project(x, [weights.output])[0]) { logits in
+                let width = logits.count / part.count
+                for (slot, want) in part.enumerated() {
+                    receive(want.span, want.row,
+                            UnsafeBufferPointer(rebasing: logits[slot * width..<(slot + 1) * width]))
+                }
             }
         }
     }

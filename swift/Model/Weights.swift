@@ -19,6 +19,12 @@ public struct Weights {
         output = try load.matrix("output", [c.hiddenSize, c.vocabularySize])
         blocks = try (0..<c.layerCount).map { try BlockWeights(load.prefixed("blk.\($0)."), c, layer: $0) }
     }
+
+    /// Everything that is computed with where the file has it, or a copy of it, lies.
+    var matrices: [Matrix] { [tokenEmbd, outputHC.fn, output] + blocks.flatMap(\.matrices) }
+    var tables: [IntTable] {
+        blocks.compactMap { if case let .hash(table) = $0.moe.router { table } else { nil } }
+    }
 }
 
 /// One block: attention, then experts, each inside a hyper-connection.
@@ -37,6 +43,14 @@ public struct BlockWeights {
         ffnHC = try load.hyperConnection("hc_ffn", outputs: 24, scales: 3, c)
         ffnNorm = try load.vector("ffn_norm", [c.hiddenSize])
         moe = try MoEWeights(load, c, isHash: layer < c.hashLayerCount)
+    }
+
+    var matrices: [Matrix] {
+        let a = attention
+        return [attnHC.fn, ffnHC.fn, a.qA, a.qB, a.kv, a.outputA, a.outputB]
+            + [a.compressor, a.indexer?.compressor].compactMap { $0 }.flatMap { [$0.kv, $0.gate] }
+            + (a.indexer.map { [$0.proj, $0.qB] } ?? [])
+            + [moe.gateInp, moe.gateExps, moe.upExps, moe.downExps, moe.gateShexp, moe.upShexp, moe.downShexp]
     }
 }
 
@@ -101,7 +115,7 @@ public struct MoEWeights {
         /// Learned scores plus a bias that only chooses.
         case learned(bias: Vector)
         /// Experts by token id: [vocabulary, used].
-        case hash(table: UnsafePointer<Int32>)
+        case hash(IntTable)
     }
     public let gateInp: Matrix
     public let router: Router
@@ -115,7 +129,7 @@ public struct MoEWeights {
     init(_ load: WeightLoader, _ c: Configuration, isHash: Bool) throws {
         gateInp = try load.matrix("ffn_gate_inp", [c.hiddenSize, c.expertCount])
         if isHash {
-            router = .hash(table: try load.expertTable("ffn_gate_tid2eid", c))
+            router = .hash(try load.expertTable("ffn_gate_tid2eid", c))
         } else {
             router = .learned(bias: try load.vector("exp_probs_b.bias", [c.expertCount], suffix: ""))
         }
@@ -176,7 +190,7 @@ struct WeightLoader {
     }
 
     /// The table must name existing experts: kernels index by it.
-    func expertTable(_ name: String, _ c: Configuration) throws -> UnsafePointer<Int32> {
+    func expertTable(_ name: String, _ c: Configuration) throws -> IntTable {
         let full = prefix + name + ".weight"
         let tensor = try find(full, [c.expertUsedCount, c.vocabularySize])
         guard tensor.type == .i32 else {
@@ -188,6 +202,6 @@ struct WeightLoader {
                 file: file.paths[0], name: full,
                 reason: "entry \(i) names expert \(table[i]) of \(c.expertCount)")
         }
-        return table
+        return IntTable(name: full, data: UnsafePointer(table), count: tensor.elementCount)
     }
 }
