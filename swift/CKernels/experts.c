@@ -21,7 +21,6 @@ typedef struct {
     ck_pool *pool;
     const ck_experts *e;
     int64_t n, inner, dim;
-    const float *x;
     const float *weights;
     float *y;
     /* Assignments sorted by expert, then by token: [n · used]. `slot` = token · used + j. */
@@ -29,9 +28,9 @@ typedef struct {
     int32_t *active;                         /* experts chosen at least once, ascending … */
     int64_t *first;                          /* … and where their assignments begin; one more */
     int64_t n_active;
-    ck_acts x_acts, h_acts; /* h: one "token" per assignment */
-    float *h;               /* [n · used, inner] when `down` has float weights */
-    float *parts;           /* [n · used, band] */
+    ck_acts x_gate, x_up; /* the same unless only one of them has float weights */
+    ck_acts h;            /* one "token" per assignment */
+    float *parts;         /* [n · used, band] */
     int64_t band_start, band;
     int64_t chunks, per_task; /* of the section under way: chunks are 32 rows of an active expert */
 } layer;
@@ -83,8 +82,7 @@ static void gate_up_tile(const layer *l, int thread, const ck_matrix *gate, cons
                          int64_t row, const uint8_t *const next[2], int64_t begin, int64_t n, float *out)
 {
     ck_tile tile = {.type = gate->type, .row_bytes = gate->row_bytes, .n_rows = CK_TILE_ROWS,
-                    .cols = gate->cols, .acts = l->x_acts, .x = l->x, .ldx = gate->cols,
-                    .tokens = l->token_of + begin, .n = n, .out = out, .next = {next[0], next[1]}};
+                    .cols = gate->cols, .acts = l->x_gate, .tokens = l->token_of + begin, .n = n, .out = out, .next = {next[0], next[1]}};
     tile.group[0] = ck_tile_group(l->pool, thread, gate, row, 0);
     if (gate->type == up->type && gate->row_bytes == up->row_bytes) {
         tile.group[1] = ck_tile_group(l->pool, thread, up, row, 1);
@@ -97,21 +95,13 @@ static void gate_up_tile(const layer *l, int thread, const ck_matrix *gate, cons
     matmul_tile(&tile);
     tile.type = up->type;
     tile.row_bytes = up->row_bytes;
+    tile.acts = l->x_up;
     tile.group[0] = tile.group[1] = ck_tile_group(l->pool, thread, up, row, 1);
     tile.out = up_out;
     matmul_tile(&tile);
     for (int64_t t = 0; t < n; t++)
         memcpy(out + t * CK_TILE_ROWS + CK_GROUP_ROWS, up_out + t * CK_TILE_ROWS,
                CK_GROUP_ROWS * sizeof *out);
-}
-
-static void store_h(const layer *l, int64_t assignment, int64_t row, const float h[CK_TILE_ROWS])
-{
-    if (l->h)
-        memcpy(l->h + assignment * l->inner + row, h,
-               (size_t)ck_at_most(CK_TILE_ROWS, l->inner - row) * sizeof *h);
-    else
-        quant_activations(h, 1, l->h_acts.blocks + row / CK_BLOCK * l->h_acts.stride + assignment, 0);
 }
 
 static void gate_up_chunk(const layer *l, int thread, place here, place next)
@@ -141,7 +131,7 @@ static void gate_up_chunk(const layer *l, int thread, place here, place next)
             }
         }
         for (int64_t t = 0; t < n; t++)
-            store_h(l, begin + t, here.row, h[t]);
+            ck_acts_fill_block(&l->h, h[t], begin + t, here.row, l->inner);
     }
 }
 
@@ -165,8 +155,7 @@ static void down_chunk(const layer *l, int thread, place here, place next)
     for (int64_t begin = l->first[here.active]; begin < end; begin += CK_TILE_TOKENS) {
         int64_t n = ck_at_most(CK_TILE_TOKENS, end - begin);
         ck_tile tile = {.type = down.type, .row_bytes = down.row_bytes, .n_rows = CK_TILE_ROWS,
-                        .cols = l->inner, .acts = l->h_acts, .x = l->h, .ldx = l->inner,
-                        .tokens = l->position + begin, .n = n, .out = out};
+                        .cols = l->inner, .acts = l->h, .tokens = l->position + begin, .n = n, .out = out};
         for (int g = 0; g < 2; g++) {
             int64_t row = l->band_start + g * CK_GROUP_ROWS;
             tile.group[g] = ck_tile_group(l->pool, thread, &down, row + here.row, g);
@@ -219,10 +208,16 @@ static void *cut(uint8_t **base, size_t *used, size_t bytes)
     return p;
 }
 
+static ck_acts cut_acts(uint8_t **base, size_t *used, bool floats, int64_t n, int64_t cols)
+{
+    return ck_acts_place(cut(base, used, ck_acts_bytes(floats, n, cols)), floats, n);
+}
+
 /* Lays the layer's arrays out from `base`; returns the bytes needed. */
 static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts)
 {
     size_t used = 0, assignments = (size_t)(l->n * l->e->used), experts = (size_t)l->e->n_experts;
+    bool gate_floats = ck_type_is_float(l->e->gate.type), up_floats = ck_type_is_float(l->e->up.type);
     l->token_of = cut(&base, &used, assignments * sizeof(uint32_t));
     l->slot_of = cut(&base, &used, assignments * sizeof(uint32_t));
     l->position = cut(&base, &used, assignments * sizeof(uint32_t));
@@ -230,14 +225,10 @@ static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts)
     l->first = cut(&base, &used, (experts + 1) * sizeof(int64_t));
     *counts = cut(&base, &used, experts * sizeof(int64_t));
     l->parts = cut(&base, &used, assignments * (size_t)l->band * sizeof(float));
-    if (!ck_type_is_float(l->e->gate.type))
-        l->x_acts.blocks = cut(&base, &used,
-                               (size_t)(l->e->gate.cols / CK_BLOCK * l->x_acts.stride) * sizeof(ck_act));
-    if (ck_type_is_float(l->e->down.type))
-        l->h = cut(&base, &used, assignments * (size_t)l->inner * sizeof(float));
-    else
-        l->h_acts.blocks = cut(&base, &used,
-                               (size_t)(l->inner / CK_BLOCK * l->h_acts.stride) * sizeof(ck_act));
+    l->x_gate = cut_acts(&base, &used, gate_floats, l->n, l->e->gate.cols);
+    l->x_up = up_floats == gate_floats ? l->x_gate
+                                       : cut_acts(&base, &used, up_floats, l->n, l->e->up.cols);
+    l->h = cut_acts(&base, &used, ck_type_is_float(l->e->down.type), (int64_t)assignments, l->inner);
     return used;
 }
 
@@ -253,17 +244,16 @@ void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const i
 {
     if (n == 0)
         return;
-    layer l = {.pool = pool, .e = e, .n = n, .inner = e->gate.rows, .dim = e->down.rows, .x = x, .weights = weights,
-               .y = y};
-    l.x_acts.stride = ck_acts_stride(n);
-    l.h_acts.stride = ck_acts_stride(n * e->used);
+    layer l = {.pool = pool, .e = e, .n = n, .inner = e->gate.rows, .dim = e->down.rows,
+               .weights = weights, .y = y};
     int64_t band = l.band = band_width(n * e->used, l.dim), *counts;
     size_t bytes = place_arrays(&l, NULL, &counts);
     place_arrays(&l, ck_pool_scratch(pool, CK_SCRATCH_EXPERTS, bytes), &counts);
 
     group_by_expert(&l, ids, counts);
-    if (l.x_acts.blocks)
-        quant_activation_rows(pool, x, e->gate.cols, n, e->gate.cols, l.x_acts);
+    ck_acts_fill(pool, &l.x_gate, x, e->gate.cols, n, e->gate.cols);
+    if (ck_type_is_float(e->up.type) != ck_type_is_float(e->gate.type))
+        ck_acts_fill(pool, &l.x_up, x, e->up.cols, n, e->up.cols);
     run_chunks(&l, l.inner, gate_up_task);
     for (l.band_start = 0; l.band_start < l.dim; l.band_start += band) {
         l.band = ck_at_most(band, l.dim - l.band_start);

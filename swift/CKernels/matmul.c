@@ -33,7 +33,8 @@ const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int6
 
 /* ---- products: a tile is some rows × some tokens of one job */
 
-/* Float weights occur in small matrices (24 rows of hyper-connections), so their tiles are smaller. */
+/* Float weights occur in small matrices (24 rows of hyper-connections): with few tokens their tiles
+ * are smaller. */
 enum { FLOAT_TILE_ROWS = 8 };
 
 typedef struct {
@@ -41,7 +42,7 @@ typedef struct {
     const ck_matmul_job *jobs;
     int64_t n, tiles, per_task;
     const int64_t *first_tile; /* [jobs + 1] */
-    const ck_acts *acts;       /* [jobs]; unused for float weights */
+    const ck_acts *acts;       /* [jobs] */
     const uint32_t *tokens;    /* 0, 1, 2, … */
 } matmul_args;
 
@@ -50,9 +51,9 @@ typedef struct {
     int64_t row, token;
 } place;
 
-static int64_t tile_rows(const ck_matmul_job *job)
+static int64_t tile_rows(const ck_matmul_job *job, int64_t n)
 {
-    return ck_type_is_float(job->w.type) ? FLOAT_TILE_ROWS : CK_TILE_ROWS;
+    return ck_type_is_float(job->w.type) && n < CK_TILE_TOKENS ? FLOAT_TILE_ROWS : CK_TILE_ROWS;
 }
 
 static place place_of(const matmul_args *a, int64_t tile)
@@ -62,7 +63,7 @@ static place place_of(const matmul_args *a, int64_t tile)
         p.job++;
     tile -= a->first_tile[p.job];
     int64_t token_tiles = ck_divide_up(a->n, CK_TILE_TOKENS);
-    p.row = tile / token_tiles * tile_rows(&a->jobs[p.job]);
+    p.row = tile / token_tiles * tile_rows(&a->jobs[p.job], a->n);
     p.token = tile % token_tiles * CK_TILE_TOKENS;
     return p;
 }
@@ -70,17 +71,16 @@ static place place_of(const matmul_args *a, int64_t tile)
 static void compute_tile(const matmul_args *a, int thread, place here, place next)
 {
     const ck_matmul_job *job = &a->jobs[here.job], *next_job = &a->jobs[next.job];
-    int64_t rows = ck_at_most(tile_rows(job), job->w.rows - here.row);
+    int64_t rows = ck_at_most(tile_rows(job, a->n), job->w.rows - here.row);
     int64_t n = ck_at_most(CK_TILE_TOKENS, a->n - here.token);
     _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
     ck_tile tile = {.type = job->w.type, .row_bytes = job->w.row_bytes, .n_rows = (int)rows,
-                    .cols = job->w.cols, .acts = a->acts[here.job], .x = job->x, .ldx = job->ldx,
-                    .tokens = a->tokens + here.token, .n = n, .out = out};
+                    .cols = job->w.cols, .acts = a->acts[here.job], .tokens = a->tokens + here.token, .n = n, .out = out};
     for (int g = 0; g < 2; g++) {
-        if (ck_type_is_float(job->w.type)) /* computes n_rows only, all in the first group */
-            tile.group[g] = ck_group_address(&job->w, here.row);
-        else
-            tile.group[g] = ck_tile_group(a->pool, thread, &job->w, here.row + g * CK_GROUP_ROWS, g);
+        int64_t row = here.row + g * CK_GROUP_ROWS;
+        tile.group[g] = ck_type_is_float(job->w.type) /* only n_rows are touched */
+                            ? ck_group_address(&job->w, row)
+                            : ck_tile_group(a->pool, thread, &job->w, row, g);
         tile.next[g] = ck_group_address(&next_job->w, next.row + g * CK_GROUP_ROWS);
     }
     matmul_tile(&tile);
@@ -99,12 +99,17 @@ static void matmul_task(void *context, int64_t task, int thread)
     }
 }
 
-/* The first job whose quantised x is the one job j needs; j itself when it is the first. */
+static bool floats(const ck_matmul_job *job)
+{
+    return ck_type_is_float(job->w.type);
+}
+
+/* The first job whose prepared x is the one job j needs; j itself when it is the first. */
 static int same_x(const ck_matmul_job *jobs, int j)
 {
     for (int i = 0; i < j; i++)
-        if (!ck_type_is_float(jobs[i].w.type) && jobs[i].x == jobs[j].x &&
-            jobs[i].ldx == jobs[j].ldx && jobs[i].w.cols == jobs[j].w.cols)
+        if (jobs[i].x == jobs[j].x && jobs[i].ldx == jobs[j].ldx && jobs[i].w.cols == jobs[j].w.cols &&
+            floats(&jobs[i]) == floats(&jobs[j]))
             return i;
     return j;
 }
@@ -115,31 +120,27 @@ void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n)
         return;
     int64_t first_tile[n_jobs + 1];
     ck_acts acts[n_jobs];
-    int64_t blocks = 0;
+    size_t bytes = 0;
     first_tile[0] = 0;
     for (int j = 0; j < n_jobs; j++) {
-        first_tile[j + 1] = first_tile[j] + ck_divide_up(jobs[j].w.rows, tile_rows(&jobs[j])) *
+        first_tile[j + 1] = first_tile[j] + ck_divide_up(jobs[j].w.rows, tile_rows(&jobs[j], n)) *
                                                 ck_divide_up(n, CK_TILE_TOKENS);
-        if (!ck_type_is_float(jobs[j].w.type) && same_x(jobs, j) == j)
-            blocks += jobs[j].w.cols / CK_BLOCK * ck_acts_stride(n);
+        if (same_x(jobs, j) == j)
+            bytes += ck_acts_bytes(floats(&jobs[j]), n, jobs[j].w.cols);
     }
-    size_t act_bytes = (size_t)blocks * sizeof(ck_act);
-    ck_act *next = ck_pool_scratch(pool, CK_SCRATCH_ACTIVATIONS, act_bytes + (size_t)n * sizeof(uint32_t));
-    uint32_t *tokens = (uint32_t *)((uint8_t *)next + act_bytes);
+    uint8_t *next = ck_pool_scratch(pool, CK_SCRATCH_ACTIVATIONS, bytes + (size_t)n * sizeof(uint32_t));
+    uint32_t *tokens = (uint32_t *)(next + bytes);
     for (int64_t t = 0; t < n; t++)
         tokens[t] = (uint32_t)t;
     for (int j = 0; j < n_jobs; j++) {
-        acts[j] = (ck_acts){0};
-        if (ck_type_is_float(jobs[j].w.type))
-            continue;
         int shared = same_x(jobs, j);
         if (shared < j) {
             acts[j] = acts[shared];
             continue;
         }
-        acts[j] = (ck_acts){next, ck_acts_stride(n)};
-        next += jobs[j].w.cols / CK_BLOCK * acts[j].stride;
-        quant_activation_rows(pool, jobs[j].x, jobs[j].ldx, n, jobs[j].w.cols, acts[j]);
+        acts[j] = ck_acts_place(next, floats(&jobs[j]), n);
+        next += ck_acts_bytes(floats(&jobs[j]), n, jobs[j].w.cols);
+        ck_acts_fill(pool, &acts[j], jobs[j].x, jobs[j].ldx, n, jobs[j].w.cols);
     }
     int64_t tiles = first_tile[n_jobs];
     matmul_args a = {.pool = pool, .jobs = jobs, .n = n, .tiles = tiles,

@@ -33,10 +33,28 @@ V_INLINE v16 f32_of_f16_avx512(u16x16 h)
 #pragma clang attribute pop
 #endif
 
+/* Tokens whose sums are kept at once, and columns between two visits: the sums of a tile fit the
+ * second-level cache, 6 tokens' run of columns the first. */
+enum { FLOAT_CHUNK_TOKENS = 24, FLOAT_RUN = 512 };
+
+typedef struct {
+    v16 sums[CK_TILE_ROWS][FLOAT_CHUNK_TOKENS];
+} kept_sums;
+
+/* Outputs computed at once, by how many fit the registers; token counts divide FLOAT_CHUNK_TOKENS. */
+enum { MAX_ROWS_plain = 2, MAX_TOKENS_plain = 2 };
+enum { MAX_ROWS_avx2 = 2, MAX_TOKENS_avx2 = 3 };
+enum { MAX_ROWS_avx512 = 4, MAX_TOKENS_avx512 = 6 };
+
 #define CK_BODY "matmul_float_body.h"
 #include "vector_isa.h"
 
 void matmul_tile_float(const ck_tile *tile)
 {
-    CK_DISPATCH(float_tile)(tile);
+    if (tile->type == CK_F32)
+        CK_DISPATCH(float_tile_f32)(tile);
+    else if (tile->type == CK_F16)
+        CK_DISPATCH(float_tile_f16)(tile);
+    else
+        CK_DISPATCH(float_tile_bf16)(tile);
 }

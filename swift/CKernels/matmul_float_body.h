@@ -38,58 +38,99 @@ V_INLINE v16 CK(load_weights)(int32_t type, const uint8_t *row, int64_t k, int64
     return type == CK_F16 ? CK(load_f16)(row + 2 * k, have) : CK(load_bf16)(row + 2 * k, have);
 }
 
-/* Outputs of n_rows × n_tokens, both constants after inlining. */
-V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_rows, int64_t token,
-                              int n_tokens)
+typedef v16 CK(block_sums)[CK(MAX_ROWS)][CK(MAX_TOKENS)];
+
+/* Adds columns k … k+have-1, at most 16; x[t] is their block of activations. */
+V_INLINE void CK(float_step)(int32_t type, const uint8_t *const *w, int n_rows, const float *const *x,
+                             int n_tokens, int64_t k, int64_t have, CK(block_sums) sums)
 {
-    v16 sums[4][4];
-    const float *x[4];
+    v16 weights[CK(MAX_ROWS)];
+    for (int r = 0; r < n_rows; r++)
+        weights[r] = CK(load_weights)(type, w[r], k, have);
     for (int t = 0; t < n_tokens; t++) {
-        x[t] = tile->x + (int64_t)tile->tokens[token + t] * tile->ldx;
+        v16 v = CK(v_load)(x[t]);
         for (int r = 0; r < n_rows; r++)
-            sums[r][t] = CK(v_set)(0.0f);
+            sums[r][t] = CK(v_fma)(weights[r], v, sums[r][t]);
     }
-    for (int64_t k = 0; k < tile->cols; k += 16) {
-        int64_t have = tile->cols - k;
-        v16 weights[4];
+}
+
+/* Adds columns [begin, end) to the lane sums of n_rows × n_tokens outputs; all but the columns are
+ * constants after inlining. Between calls the sums rest in `kept`. */
+V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_rows, int64_t token,
+                              int n_tokens, int64_t begin, int64_t end, kept_sums *kept)
+{
+    CK(block_sums) sums;
+    const float *x[CK(MAX_TOKENS)];
+    const uint8_t *w[CK(MAX_ROWS)];
+    const size_t bytes = type == CK_F32 ? 4 : 2;
+    const int64_t stride = tile->acts.stride;
+    int slot = (int)(token % FLOAT_CHUNK_TOKENS);
+    for (int r = 0; r < n_rows; r++)
+        w[r] = ck_tile_row(tile, row + r);
+    for (int t = 0; t < n_tokens; t++) {
+        x[t] = tile->acts.floats + (begin / CK_FLOATS * stride + tile->tokens[token + t]) * CK_FLOATS;
         for (int r = 0; r < n_rows; r++)
-            weights[r] = CK(load_weights)(type, ck_tile_row(tile, row + r), k, have);
-        for (int t = 0; t < n_tokens; t++) {
-            v16 v = CK(load_f32)((const uint8_t *)(x[t] + k), have);
+            sums[r][t] = begin ? kept->sums[row + r][slot + t] : CK(v_set)(0.0f);
+    }
+    int64_t k = begin;
+    for (; k + 16 <= end; k += 16) {
+        if (n_tokens == 1) /* memory-bound: fetch the rows below meanwhile */
             for (int r = 0; r < n_rows; r++)
-                sums[r][t] = CK(v_fma)(weights[r], v, sums[r][t]);
-        }
+                __builtin_prefetch(w[r] + (size_t)CK(MAX_ROWS) * tile->row_bytes + bytes * (size_t)k);
+        CK(float_step)(type, w, n_rows, x, n_tokens, k, 16, sums);
+        for (int t = 0; t < n_tokens; t++)
+            x[t] += stride * CK_FLOATS;
     }
+    if (k < end)
+        CK(float_step)(type, w, n_rows, x, n_tokens, k, end - k, sums);
     for (int t = 0; t < n_tokens; t++)
         for (int r = 0; r < n_rows; r++)
-            tile->out[(token + t) * CK_TILE_ROWS + row + r] = CK(v_sum)(sums[r][t]);
+            if (end < tile->cols)
+                kept->sums[row + r][slot + t] = sums[r][t];
+            else
+                tile->out[(token + t) * CK_TILE_ROWS + row + r] = CK(v_sum)(sums[r][t]);
 }
 
-V_INLINE void CK(float_tile_of)(const ck_tile *tile, int32_t type)
+V_INLINE void CK(float_rows)(const ck_tile *tile, int32_t type, int64_t token, int n_tokens,
+                             int64_t begin, int64_t end, kept_sums *kept)
 {
     int row = 0;
-    for (; row + 4 <= tile->n_rows; row += 4) {
-        int64_t token = 0;
-        for (; token + 4 <= tile->n; token += 4)
-            CK(float_block)(tile, type, row, 4, token, 4);
-        for (; token < tile->n; token++)
-            CK(float_block)(tile, type, row, 4, token, 1);
-    }
+    for (; row + CK(MAX_ROWS) <= tile->n_rows; row += CK(MAX_ROWS))
+        CK(float_block)(tile, type, row, CK(MAX_ROWS), token, n_tokens, begin, end, kept);
     for (; row < tile->n_rows; row++)
-        for (int64_t token = 0; token < tile->n; token++)
-            CK(float_block)(tile, type, row, 1, token, 1);
+        CK(float_block)(tile, type, row, 1, token, n_tokens, begin, end, kept);
 }
 
-static void CK(float_tile)(const ck_tile *tile)
+/* A run of columns of x for a few tokens stays in the first-level cache while all rows pass. */
+V_INLINE void CK(float_tile_of)(const ck_tile *tile, int32_t type)
 {
-    switch (tile->type) {
-    case CK_F32:
-        CK(float_tile_of)(tile, CK_F32);
-        break;
-    case CK_F16:
-        CK(float_tile_of)(tile, CK_F16);
-        break;
-    default:
-        CK(float_tile_of)(tile, CK_BF16);
+    kept_sums kept;
+    int64_t run = tile->n <= CK(MAX_TOKENS) ? tile->cols : FLOAT_RUN;
+    for (int64_t first = 0; first < tile->n; first += FLOAT_CHUNK_TOKENS) {
+        int64_t last = ck_at_most(first + FLOAT_CHUNK_TOKENS, tile->n);
+        for (int64_t begin = 0; begin < tile->cols; begin += run) {
+            int64_t end = ck_at_most(begin + run, tile->cols), token = first;
+            for (; token + CK(MAX_TOKENS) <= last; token += CK(MAX_TOKENS))
+                CK(float_rows)(tile, type, token, CK(MAX_TOKENS), begin, end, &kept);
+            for (; token + 2 <= last; token += 2)
+                CK(float_rows)(tile, type, token, 2, begin, end, &kept);
+            for (; token < last; token++)
+                CK(float_rows)(tile, type, token, 1, begin, end, &kept);
+        }
     }
+}
+
+static void CK(float_tile_f32)(const ck_tile *tile)
+{
+    CK(float_tile_of)(tile, CK_F32);
+}
+
+static void CK(float_tile_f16)(const ck_tile *tile)
+{
+    CK(float_tile_of)(tile, CK_F16);
+}
+
+static void CK(float_tile_bf16)(const ck_tile *tile)
+{
+    CK(float_tile_of)(tile, CK_BF16);
 }

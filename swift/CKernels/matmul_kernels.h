@@ -21,9 +21,7 @@ typedef struct {
     int64_t cols;
     /* Groups that this thread will probably compute after these, fetched meanwhile. */
     const uint8_t *next[2];
-    ck_acts acts;   /* quantised weights: the activations … */
-    const float *x; /* … float weights: the same as [tokens, ldx] */
-    int64_t ldx;
+    ck_acts acts;
     const uint32_t *tokens; /* [n] which of them */
     int64_t n;              /* at most CK_TILE_TOKENS */
     float *out;             /* [n, CK_TILE_ROWS], written; 64-byte aligned */

@@ -31,23 +31,29 @@ typedef struct {
 
 static_assert(sizeof(ck_act) == 64, "one cache line");
 
-/* Activations of `n` tokens, block by block: block b of token t is at [b · stride + t]. An odd stride
- * spreads one token's blocks over all cache sets. */
+/* Activations of some tokens, block by block, in the form that the weights need: for quantised ones
+ * block b of token t is blocks[b · stride + t], for float ones 16 values from floats + 16 · (b · stride + t).
+ * Tokens that are multiplied together lie together (rows 16 KB apart would fight over cache sets), and an
+ * odd stride spreads the blocks of one token. */
 typedef struct {
     ck_act *blocks;
+    float *floats;
     int64_t stride;
 } ck_acts;
 
-static inline int64_t ck_acts_stride(int64_t n)
-{
-    return n | 1;
-}
+enum { CK_FLOATS = 16 };
 
-/* Quantises `count` blocks of one token, `x` [32 · count], to out[0], out[stride], … */
-void quant_activations(const float *x, int64_t count, ck_act *out, int64_t stride);
+/* Bytes for `n` tokens of `cols` activations, for float or quantised weights. */
+size_t ck_acts_bytes(bool floats, int64_t n, int64_t cols);
 
-/* The same for x [n, cols] of row distance `ldx`, split over the pool. */
-void quant_activation_rows(ck_pool *pool, const float *x, int64_t ldx, int64_t n, int64_t cols,
-                           ck_acts acts);
+/* What fits `memory` of that size; still to be filled. */
+ck_acts ck_acts_place(void *memory, bool floats, int64_t n);
+
+/* Fills `acts` from x [n, cols] of row distance `ldx`, split over the pool. */
+void ck_acts_fill(ck_pool *pool, const ck_acts *acts, const float *x, int64_t ldx, int64_t n, int64_t cols);
+
+/* Fills columns first … first+31 of one token; where the matrix has fewer, only `cols` exist. */
+void ck_acts_fill_block(const ck_acts *acts, const float x[CK_BLOCK], int64_t token, int64_t first,
+                        int64_t cols);
 
 #endif
