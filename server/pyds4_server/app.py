@@ -18,6 +18,8 @@ from pyds4_server.errors import ApiError
 from pyds4_server.http import json_reply
 from pyds4_server.openai import chat, models
 from pyds4_server.openai import convert as openai
+from pyds4_server.responses import endpoint
+from pyds4_server.responses.store import ResponseStore
 from pyds4_server.security import HostCheck, KeyCheck
 from pyds4_server.service import Service
 from pyds4_server.settings import Settings
@@ -58,8 +60,9 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
         }
     )
     app.ctx.service = Service(settings, engine)
-    for blueprint in (chat.blueprint, messages.blueprint, models.blueprint):
-        app.blueprint(blueprint)
+    app.ctx.responses = ResponseStore(settings.stored_responses)
+    for module in (chat, models, endpoint, messages):
+        app.blueprint(module.blueprint)
     _guard(app, settings)
     _handle_errors(app)
 

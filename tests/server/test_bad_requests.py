@@ -169,7 +169,7 @@ _WORDS = st.sampled_from(
 _BODY = st.recursive(_JSON | _WORDS, _plausible, max_leaves=15)
 
 
-PATHS = (CHAT, MESSAGES, MESSAGES + "/count_tokens")
+PATHS = (CHAT, MESSAGES, MESSAGES + "/count_tokens", "/v1/responses")
 
 
 @pytest.fixture(scope="module")
