@@ -1,7 +1,8 @@
 /* cpu_features.c — chooses the instruction set of the kernels, once per process.
  *
- * Every set computes the same bits (see matmul_kernels.h), so the choice is about speed only, and
- * forcing another one by PYDS4_ISA is how the tests compare them.
+ * Every set computes the same bits (see quant_activations.h), so the choice is about speed only, and
+ * forcing another one by PYDS4_ISA is how the tests compare them. "avx2-basic" and "avx512-basic" are
+ * the same sets without the extras that newer machines have.
  */
 #include "cpu_features.h"
 #include "ckernels.h"
@@ -61,12 +62,15 @@ static void choose(void)
     if (available(CK_ISA_NEON))
         chosen = CK_ISA_NEON;
     const char *wanted = getenv("PYDS4_ISA");
+    size_t length = wanted ? strcspn(wanted, "-") : 0;
+    bool basic = wanted && strcmp(wanted + length, "-basic") == 0;
     for (int i = 0; wanted && i <= CK_ISA_NEON; i++)
-        if (strcmp(wanted, isa_names[i]) == 0 && available((enum ck_isa)i))
+        if (strlen(isa_names[i]) == length && strncmp(wanted, isa_names[i], length) == 0 &&
+            (wanted[length] == 0 || basic) && available((enum ck_isa)i))
             chosen = (enum ck_isa)i;
 #if defined(__x86_64__)
-    avx_vnni = chosen == CK_ISA_AVX2 && __builtin_cpu_supports("avxvnni");
-    avx512_permute = chosen == CK_ISA_AVX512 && __builtin_cpu_supports("avx512vbmi") &&
+    avx_vnni = !basic && chosen == CK_ISA_AVX2 && __builtin_cpu_supports("avxvnni");
+    avx512_permute = !basic && chosen == CK_ISA_AVX512 && __builtin_cpu_supports("avx512vbmi") &&
                      __builtin_cpu_supports("gfni");
 #endif
 }

@@ -13,6 +13,13 @@ void matmul_tile(const ck_tile *tile)
     case CK_ISA_AVX512:
         matmul_tile_avx512(tile);
         return;
+    case CK_ISA_AVX2:
+        matmul_tile_avx2(tile);
+        return;
+#elif defined(__aarch64__)
+    case CK_ISA_NEON:
+        matmul_tile_neon(tile);
+        return;
 #endif
     default:
         matmul_tile_plain(tile);

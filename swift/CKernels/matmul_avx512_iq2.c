@@ -19,12 +19,16 @@ static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static void make_tables(void)
 {
-    for (int i = 0; i < 256; i++) {
-        code_tables[0][i] = (uint8_t)ck_iq2_xxs_grid[i];
-        code_tables[1][i] = (uint8_t)(ck_iq2_xxs_grid[i] >> 8);
-    }
+    static const int magnitudes[4] = {8, 25, 43, 0};
+    for (int i = 0; i < 256; i++)
+        for (int j = 0; j < 8; j++) {
+            int magnitude = (int)(ck_iq2_xxs_grid[i] >> 8 * j & 255), code = 0;
+            while (magnitudes[code] != magnitude)
+                code++;
+            code_tables[j / 4][i] |= (uint8_t)(code << 2 * (j % 4));
+        }
     for (int i = 0; i < 64; i++) { /* bits 0, 1: code; bit 2: sign; bits 3 … 5: whatever was there */
-        int magnitude = ck_iq2_xxs_magnitudes[i & 3];
+        int magnitude = magnitudes[i & 3];
         value_table[i] = (uint8_t)(128 + ((i & 4) ? -magnitude : magnitude));
     }
     for (int byte = 0; byte < 64; byte++) {

@@ -45,9 +45,8 @@ static_assert(sizeof(ck_block_q3_k) == 110 && sizeof(ck_block_q4_k) == 144, "GGU
 static_assert(sizeof(ck_block_q5_k) == 176 && sizeof(ck_block_q6_k) == 210, "GGUF layout");
 static_assert(sizeof(ck_block_iq2_xxs) == 66, "GGUF layout");
 
-/* Grid entry i of IQ2_XXS: eight magnitudes, two bits each, the first in the low bits. */
-extern const uint16_t ck_iq2_xxs_grid[256];
-extern const uint8_t ck_iq2_xxs_magnitudes[4];
+/* Grid entry i of IQ2_XXS: eight magnitudes 8, 25 or 43, the first in the lowest byte. */
+extern const uint64_t ck_iq2_xxs_grid[256];
 extern const int8_t ck_mxfp4_values[16];
 
 static inline float ck_f32_of_bits(uint32_t bits)
