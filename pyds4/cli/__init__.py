@@ -26,7 +26,6 @@ COMMANDS = {
     "bench": "measure prefill and decode speed, alone or beside llama-bench",
     "logits": "write the logits of every position of a token sequence",
     "synth": "write a synthetic model of any size",
-    "eval": "score a model on generated tasks",
 }
 """Every command and what it is for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,7 @@ def execute(arguments: argparse.Namespace) -> int:
             file = stack.enter_context(Path(arguments.csv).open("w", encoding="utf-8", newline=""))
             rows = CsvFile(file, engine.threads)
         title = _title(engine)
+        _warn_of_company(engine.threads)
         print(f"{title}\nweights read for one token: {size(bytes_per_step(engine.file))}\n")
         bench = Bench(engine)
         bench.warm_up(min(_WARM_UP_TOKENS, max(contexts)))
@@ -118,6 +120,13 @@ def _contexts(arguments: argparse.Namespace, limit: int) -> list[int]:
                 f"model's context of {limit}"
             )
     return sorted(set(arguments.contexts))
+
+
+def _warn_of_company(threads: int) -> None:
+    """Say so when other work shares the processors: every figure then says less."""
+    load = os.getloadavg()[0]
+    if load + threads > (os.cpu_count() or 1) + 0.5:
+        note(f"other work is using the processors (load {load:.1f}): expect lower figures")
 
 
 def _title(engine: Engine) -> str:

@@ -165,7 +165,9 @@ def plot(path: Path, results: Results, title: str) -> None:
                 if points:
                     label = f"{engine}" if sessions == 1 else f"{engine}, {sessions} sessions"
                     axes.plot(*zip(*points, strict=True), line, label=label)
+        contexts = sorted({context for context, _ in keys})
         axes.set_xscale("log", base=2)
+        axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
         axes.set_ylim(bottom=0)
         axes.set_title(kind)
         axes.set_xlabel("context, tokens")

@@ -13,7 +13,8 @@ class UsageError(CommandError):
 
 def one_line(error: BaseException) -> str:
     """The message of ``error`` without line breaks; its type when it has none."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return where + error.strerror
     text = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
     return text or type(error).__name__

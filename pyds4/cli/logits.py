@@ -81,7 +81,9 @@ def read_tokens(path: str) -> Ids:
             raise CommandError(f"{path}: not a .npy file")
     try:
         ids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses the header as Python and lets anything out
         raise CommandError(f"{path}: a damaged .npy file: {error}") from None
     if ids.dtype.kind not in "iu":
         raise CommandError(f"{path}: expected an array of integers, found {ids.dtype}")

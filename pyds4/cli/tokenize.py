@@ -67,16 +67,15 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _text(arguments: argparse.Namespace) -> str:
+    """The text to encode, with its own line ends: they are different tokens."""
     try:
         if arguments.file is not None:
-            # newline="" keeps the file's own line ends: they are different tokens.
-            with Path(arguments.file).open(encoding="utf-8", newline="") as file:
-                return file.read()
+            return Path(arguments.file).read_bytes().decode()
         if arguments.text is not None:
             return str(arguments.text)
         if is_terminal(sys.stdin):
             raise UsageError("no text: give TEXT, --file PATH, or text on standard input")
-        return sys.stdin.read()
+        return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         where = arguments.file or "standard input"
         raise CommandError(f"{where}: not UTF-8 text at byte {error.start}") from None
