@@ -25,8 +25,12 @@ class Served:
         self.url = url
         self.service = service
         self.engine = engine
-        self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
-        self.anthropic = anthropic.AsyncAnthropic(base_url=url, api_key="key", max_retries=0)
+        self.openai = openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="key", max_retries=0, _strict_response_validation=True
+        )
+        self.anthropic = anthropic.AsyncAnthropic(
+            base_url=url, api_key="key", max_retries=0, _strict_response_validation=True
+        )
         self.http = httpx.AsyncClient(base_url=url, timeout=30)
 
     @property

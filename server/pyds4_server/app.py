@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
-from sanic.response import empty
+from sanic.response import BaseHTTPResponse, empty
 
 from pyds4_server.anthropic import convert as anthropic
 from pyds4_server.anthropic import messages
 from pyds4_server.engine_api import EngineLike
-from pyds4_server.errors import ApiError
+from pyds4_server.errors import ApiError, HostError
 from pyds4_server.http import json_reply
-from pyds4_server.openai import chat, models
+from pyds4_server.native import health, metrics, pages, tokens
+from pyds4_server.openai import chat, completions, models
 from pyds4_server.openai import convert as openai
 from pyds4_server.responses import endpoint
 from pyds4_server.responses.store import ResponseStore
@@ -25,6 +27,7 @@ from pyds4_server.service import Service
 from pyds4_server.settings import Settings
 
 log = logging.getLogger("pyds4.server")
+access_log = logging.getLogger("pyds4.access")
 
 _numbers = itertools.count()
 
@@ -32,8 +35,12 @@ _HOURS_S = 24 * 3600
 """Sanic's limit on making a response. Prefill of a long prompt may take very long; whether the
 client still waits is seen from its connection."""
 
-PUBLIC_PATHS = frozenset({"/", "/health", "/docs"})
+PUBLIC_PATHS = frozenset({"/", "/docs", "/health", "/openapi.json"})
 """Served without an API key."""
+
+
+MODULES = (chat, completions, models, endpoint, messages, tokens, health, metrics, pages)
+"""Everything with a blueprint."""
 
 
 def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
@@ -61,9 +68,11 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
     )
     app.ctx.service = Service(settings, engine)
     app.ctx.responses = ResponseStore(settings.stored_responses)
-    for module in (chat, models, endpoint, messages):
+    for module in MODULES:
         app.blueprint(module.blueprint)
     _guard(app, settings)
+    _answer_browsers(app, frozenset(settings.cors_origins))
+    _log_requests(app)
     _handle_errors(app)
 
     @app.before_server_start
@@ -74,22 +83,6 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
     async def stop(app: Sanic[Any, Any]) -> None:
         await app.ctx.service.scheduler.stop(settings.shutdown_grace_s)
 
-    @app.get("/health", name="health")
-    async def health(request: Request) -> HTTPResponse:
-        scheduler = app.ctx.service.scheduler
-        counters = scheduler.counters
-        state = {
-            "status": "ok" if scheduler.is_running else "stopping",
-            "model": app.ctx.service.model_id,
-            "active": counters.active,
-            "waiting": counters.waiting,
-        }
-        return json_reply(state, status=200 if scheduler.is_running else 503)
-
-    @app.head("/", name="head")
-    async def head(request: Request) -> HTTPResponse:
-        return empty(200)
-
     return app
 
 
@@ -98,11 +91,49 @@ def _guard(app: Sanic[Any, Any], settings: Settings) -> None:
     hosts = HostCheck(settings.host, settings.allowed_hosts)
     keys = KeyCheck(settings.keys())
 
-    @app.on_request
     async def check(request: Request) -> None:
         hosts.check(request.headers.get("host"))
-        if request.path not in PUBLIC_PATHS:
+        if request.path not in PUBLIC_PATHS and request.method != "OPTIONS":
             keys.check(request.headers)
+
+    app.register_middleware(check, "request")
+
+
+def _answer_browsers(app: Sanic[Any, Any], origins: frozenset[str]) -> None:
+    """CORS for the origins in the settings; for all others browsers keep the answer to themselves.
+
+    Pages of other sites can still send what needs no preflight, and so put the engine to work;
+    browsers mark such requests, and they are refused.
+    """
+
+    async def refuse_others(request: Request) -> None:
+        foreign = request.headers.get("sec-fetch-site") == "cross-site"
+        allowed = request.headers.get("origin") in origins or "*" in origins
+        if foreign and not allowed and request.path not in PUBLIC_PATHS:
+            raise HostError("Pages of other sites may not use this server.")
+
+    async def preflight(request: Request) -> HTTPResponse | None:
+        wanted = request.headers.get("access-control-request-method")
+        if request.method != "OPTIONS" or wanted is None:
+            return None
+        return empty(204)
+
+    async def allow(request: Request, response: BaseHTTPResponse) -> None:
+        origin = request.headers.get("origin")
+        if origin is None or not (origin in origins or "*" in origins):
+            return
+        response.headers["access-control-allow-origin"] = origin
+        response.headers["vary"] = "origin"
+        if request.method == "OPTIONS":
+            response.headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+            response.headers["access-control-allow-headers"] = request.headers.get(
+                "access-control-request-headers", "*"
+            )
+            response.headers["access-control-max-age"] = "600"
+
+    app.register_middleware(refuse_others, "request")
+    app.register_middleware(preflight, "request")
+    app.register_middleware(allow, "response")
 
 
 def _handle_errors(app: Sanic[Any, Any]) -> None:
@@ -120,6 +151,23 @@ def _handle_errors(app: Sanic[Any, Any]) -> None:
             return error_reply(request, ApiError(message, status=status))
         log.exception("unhandled error on %s %s", request.method, request.path)
         return error_reply(request, ApiError("Internal server error.", status=500))
+
+
+def _log_requests(app: Sanic[Any, Any]) -> None:
+    """One line a request: what was asked and how it went, never what was said."""
+
+    async def begin(request: Request) -> None:
+        request.ctx.begun_s = time.monotonic()
+
+    async def answered(request: Request, response: BaseHTTPResponse) -> None:
+        if access_log.isEnabledFor(logging.INFO):
+            took_s = time.monotonic() - getattr(request.ctx, "begun_s", time.monotonic())
+            access_log.info(
+                "%s %s %d after %.3f s", request.method, request.path, response.status, took_s
+            )
+
+    app.register_middleware(begin, "request", priority=100)
+    app.register_middleware(answered, "response")
 
 
 def error_reply(request: Request | None, error: ApiError) -> HTTPResponse:

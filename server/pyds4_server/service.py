@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pyds4.tokenizer import Tokenizer
 from pyds4_server.conversation import Conversation, Rendered, render_conversation
 from pyds4_server.engine_api import EngineLike
-from pyds4_server.errors import PromptTooLongError, UnknownModelError
+from pyds4_server.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
 from pyds4_server.memory import TurnMemory
 from pyds4_server.scheduler import Scheduler
 from pyds4_server.settings import Settings
@@ -75,6 +75,21 @@ class Service:
         )
         ids = rendered.prompt.token_ids(self.tokenizer)
         return Prepared(self.memory.replay(ids, rendered), rendered)
+
+    def checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
+        """Token ids from a client.
+
+        Raises:
+            InvalidRequestError: one of them is outside the vocabulary.
+        """
+        size = self.engine.config.vocab_size
+        for index, token in enumerate(ids):
+            if not 0 <= token < size:
+                raise InvalidRequestError(
+                    f"{param}[{index}]: token id {token} is outside the vocabulary of {size}",
+                    param=param,
+                )
+        return list(ids)
 
     def token_budget(self, prompt_tokens: int, max_tokens: int | None) -> int:
         """How many tokens an answer may have: what was asked, within what the context holds.

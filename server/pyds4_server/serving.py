@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
+from pyds4_server import logs
 from pyds4_server.app import create_app
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.security import is_loopback
@@ -98,6 +99,7 @@ def serve_engine(
     Raises:
         UnsafeBindError, OSError: as ``running``.
     """
+    logs.configure(settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_until_signal(settings, engine, on_ready))

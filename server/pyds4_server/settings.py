@@ -18,56 +18,85 @@ class Settings(BaseModel):
 
     # Where it listens.
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535, description="0 lets the system choose a free port.")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="0 lets the system choose a free port."
+    )
     allowed_hosts: tuple[str, ...] = Field(
-        (), description="Host headers accepted besides loopback names; '*' accepts any."
+        default=(), description="Host headers accepted besides loopback names; '*' accepts any."
     )
     cors_origins: tuple[str, ...] = Field(
-        (), description="Origins that browsers may call from; empty keeps CORS off."
+        default=(), description="Origins that browsers may call from; empty keeps CORS off."
     )
 
     # Who may use it.
-    api_keys: tuple[str, ...] = Field((), repr=False, description="Accepted keys; empty asks none.")
-    api_key_file: Path | None = Field(None, description="One key a line; '#' starts a comment.")
+    api_keys: tuple[str, ...] = Field(
+        default=(), repr=False, description="Accepted keys; empty asks none."
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="One key a line; '#' starts a comment."
+    )
 
     # What it serves.
-    model_name: str | None = Field(None, description="Name in /v1/models; default: the file's.")
-    model_aliases: tuple[str, ...] = Field((), description="Further names accepted in requests.")
+    model_name: str | None = Field(
+        default=None, description="Name in /v1/models; default: the file's."
+    )
+    model_aliases: tuple[str, ...] = Field(
+        default=(), description="Further names accepted in requests."
+    )
     strict_model: bool = Field(
-        False, description="Refuse unknown model names with 404 instead of serving this model."
+        default=False,
+        description="Refuse unknown model names with 404 instead of serving this model.",
     )
     context_tokens: int | None = Field(
-        None, ge=2, description="Positions of a session; default: the model's own context length."
+        default=None,
+        ge=2,
+        description="Positions of a session; default: the model's own context length.",
     )
     effort_profile: Literal["preview", "0731"] = "preview"
-    default_thinking: bool = Field(False, description="Think when the request does not say.")
+    default_thinking: bool = Field(
+        default=False, description="Think when the request does not say."
+    )
     default_max_tokens: int | None = Field(
-        None, ge=1, description="For requests without a limit; default: up to the context's end."
+        default=None,
+        ge=1,
+        description="For requests without a limit; default: up to the context's end.",
     )
 
     # How work is divided.
-    max_active: int = Field(16, ge=1, description="Sequences in the batch at once.")
-    max_waiting: int = Field(64, ge=0, description="Requests in the queue before 429 or 529.")
+    max_active: int = Field(default=16, ge=1, description="Sequences in the batch at once.")
+    max_waiting: int = Field(
+        default=64, ge=0, description="Requests in the queue before 429 or 529."
+    )
     max_sessions: int = Field(
-        24, ge=1, description="Sessions kept alive, idle ones included; never below max_active."
+        default=24,
+        ge=1,
+        description="Sessions kept alive, idle ones included; never below max_active.",
     )
     prefill_chunk_tokens: int = Field(
-        128, ge=1, description="Prompt tokens in a step that also decodes."
+        default=128, ge=1, description="Prompt tokens in a step that also decodes."
     )
     prefill_idle_chunk_tokens: int = Field(
-        512, ge=1, description="Prompt tokens in a step with nothing to decode."
+        default=512, ge=1, description="Prompt tokens in a step with nothing to decode."
     )
-    retry_after_s: int = Field(2, ge=1, description="Sent with 429 and 529.")
+    retry_after_s: int = Field(default=2, ge=1, description="Sent with 429 and 529.")
 
     # How it answers.
-    keepalive_s: float = Field(10.0, gt=0, description="Longest silence on an open stream.")
+    keepalive_s: float = Field(default=10.0, gt=0, description="Longest silence on an open stream.")
     finished_ttl_s: float = Field(
-        60.0, ge=0, description="How long a finished answer waits for a client that retries."
+        default=60.0,
+        ge=0,
+        description="How long a finished answer waits for a client that retries.",
     )
-    repetition_guard: bool = Field(True, description="End a sequence that only repeats itself.")
-    max_body_bytes: int = Field(32 << 20, ge=1024)
-    stored_responses: int = Field(256, ge=0, description="Answers kept for previous_response_id.")
-    shutdown_grace_s: float = Field(5.0, ge=0, description="Time for streams to end at shutdown.")
+    repetition_guard: bool = Field(
+        default=True, description="End a sequence that only repeats itself."
+    )
+    max_body_bytes: int = Field(default=32 << 20, ge=1024)
+    stored_responses: int = Field(
+        default=256, ge=0, description="Answers kept for previous_response_id."
+    )
+    shutdown_grace_s: float = Field(
+        default=5.0, ge=0, description="Time for streams to end at shutdown."
+    )
     log_format: Literal["text", "json"] = "text"
 
     def keys(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyds4_server import logs
 from server_fakes import FakeEngine
 from server_harness import Serve, Served, serving_in_background
 
@@ -188,3 +190,46 @@ def test_no_body_makes_the_server_fail(background_url: str, body: dict[str, Any]
             for sent in (body, good | body, body | good):
                 response = client.post(path, content=json.dumps(sent))
                 assert response.status_code < 500, (path, sent, response.text)
+
+
+async def test_pages_elsewhere_may_not_read_unless_allowed(serve: Serve) -> None:
+    page = {"origin": "https://app.example"}
+    async with serve(cors_origins=("https://app.example",), api_keys=("k",)) as served:
+        ask = page | {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type",
+        }
+        preflight = await served.http.options(CHAT, headers=ask)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == page["origin"]
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        body = {"model": "m", "messages": HI, "stream": True}
+        key = {"authorization": "Bearer k"}
+        answer = await served.http.post(CHAT, json=body, headers=page | key)
+        assert answer.headers["access-control-allow-origin"] == page["origin"]
+        other = await served.http.get("/health", headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+    async with serve() as served:
+        closed = await served.http.get("/health", headers=page)
+        assert "access-control-allow-origin" not in closed.headers
+        blind = page | {"sec-fetch-site": "cross-site", "content-type": "text/plain"}
+        sent = await served.http.post(CHAT, content=json.dumps(body), headers=blind)
+        assert sent.status_code == 403
+        assert not served.engine.prompts
+
+
+def test_json_logs_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("json")
+    logger = logging.getLogger("pyds4.test")
+    try:
+        raise ValueError("Grüße")
+    except ValueError:
+        logger.exception("it\nfailed")
+    line = json.loads(capsys.readouterr().err)
+    assert line["message"] == "it\nfailed"
+    assert "ValueError: Grüße" in line["exception"]
+    logs.configure("text")
+    logger.info("hello")
+    assert capsys.readouterr().err.endswith("INFO pyds4.test: hello\n")
+    logging.getLogger("pyds4").handlers.clear()
+    logging.getLogger("pyds4").propagate = True

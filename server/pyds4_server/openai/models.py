@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import unquote
 
 from sanic import Blueprint, HTTPResponse, Request
@@ -13,6 +14,24 @@ from pyds4_server.openai import protocol as p
 from pyds4_server.service import Service
 
 blueprint = Blueprint("models")
+
+_YES, _NO = {"supported": True}, {"supported": False}
+_CAPABILITIES: dict[str, Any] = {
+    "batch": _NO,
+    "citations": _NO,
+    "code_execution": _NO,
+    "context_management": _NO,
+    "effort": _YES | dict.fromkeys(("low", "medium", "high", "xhigh", "max"), _YES),
+    "image_input": _NO,
+    "pdf_input": _NO,
+    "server_tools": _NO | {"code_execution": _NO, "web_search": _NO},
+    "structured_outputs": _NO,
+    "thinking": _YES
+    | {"types": dict.fromkeys(("adaptive", "between_tools", "disabled", "enabled"), _YES)},
+    "tools": _YES,
+    "logprobs": _YES,
+}
+"""In the form of Anthropic's models API, which OpenAI's clients do not look at."""
 
 
 @blueprint.get("/v1/models")
@@ -53,14 +72,10 @@ def model_card(service: Service, name: str) -> p.ModelCard:
         context_window=context,
         max_model_len=context,
         max_output_tokens=context,
-        capabilities={
-            "tools": True,
-            "reasoning": True,
-            "streaming": True,
-            "vision": False,
-            "logprobs": True,
-            "structured_output": False,
-        },
+        capabilities=_CAPABILITIES,
+        lifecycle="active",
+        max_input_tokens=context,
+        max_tokens=context,
         display_name=name,
         type="model",
         created_at=datetime.fromtimestamp(service.started_s, UTC).isoformat(),

@@ -256,6 +256,9 @@ class ModelCard(Reply):
     max_model_len: int
     max_output_tokens: int
     capabilities: dict[str, Any]
+    lifecycle: str
+    max_input_tokens: int
+    max_tokens: int
     display_name: str
     type: Literal["model"]
     created_at: str
@@ -278,3 +281,38 @@ class ErrorDetail(Reply):
 
 class ErrorBody(Reply):
     error: ErrorDetail
+
+
+class CompletionRequest(SamplingFields):
+    """``prompt`` is text, token ids, or several of either."""
+
+    model: str
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+
+
+class CompletionLogprobs(Reply):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Reply):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class Completion(Reply):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

@@ -92,10 +92,20 @@ async def list_input_items(request: Request, identity: str) -> HTTPResponse:
     """What led to a stored response."""
     stored = _store(request).get(identity)
     items = stored.items[: len(stored.items) - len(stored.response.output)]
-    data = [json.loads(item.model_dump_json(exclude_unset=True)) for item in items]
+    data = [_listed(item, index) for index, item in enumerate(items)]
     return json_reply(
         p.ItemList(object="list", data=data, first_id=None, last_id=None, has_more=False)
     )
+
+
+def _listed(item: p.Item, index: int) -> dict[str, Any]:
+    """An input item as it is listed: with an id, and text as parts."""
+    listed: dict[str, Any] = json.loads(item.model_dump_json(exclude_unset=True))
+    listed |= {"type": item.type, "id": item.id or f"item_{index}"}
+    if isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        listed["content"] = [{"type": kind, "text": item.content}]
+    return listed
 
 
 def _store(request: Request) -> ResponseStore:

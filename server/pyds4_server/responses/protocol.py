@@ -21,7 +21,9 @@ class Reply(BaseModel):
 
 
 class Part(Request):
-    """A piece of content, a summary or a result."""
+    """A piece of content, a summary or a result. What else it says is kept for listing it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
 
     type: str
     text: str | None = None
@@ -30,6 +32,8 @@ class Part(Request):
 
 class Item(Request):
     """An input item of any kind; which fields count depends on ``type``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
 
     type: str = "message"
     id: str | None = None

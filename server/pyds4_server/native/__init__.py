@@ -1,0 +1,1 @@
+"""What no vendor's protocol has: tokens, health, metrics, the documents and the page."""
