@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyds4.cli.console import rate
+from pyds4.cli.failure import UsageError
 from pyds4.cli.relay import relay
 from pyds4.errors import ContextFullError
 
@@ -69,7 +70,18 @@ class Style:
 
 
 def style(arguments: Any) -> Style:
-    """What ``options.add_answering`` describes."""
+    """What ``options.add_answering`` describes.
+
+    Raises:
+        UsageError: an effort that the checkpoint does not know.
+    """
+    from pyds4.chat import EFFORTS
+
+    if arguments.effort not in (efforts := EFFORTS[arguments.profile]):
+        known = ", ".join(effort for effort in efforts if effort is not None)
+        raise UsageError(
+            f"--effort {arguments.effort}: --profile {arguments.profile} knows {known}"
+        )
     return Style(
         thinking=arguments.think or arguments.effort is not None,
         effort=arguments.effort,
