@@ -150,4 +150,5 @@ class Progress:
             TimeRemainingColumn(),
             console=console(sys.stderr),
             transient=True,
+            refresh_per_second=4,  # drawing takes time from what is shown
         )
