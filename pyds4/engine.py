@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyds4._native import check, error_for, ffi, lib, text
-from pyds4.errors import ClosedError, InvalidArgumentError, PyDS4Error
+from pyds4._tokens import Tokens, token_array
+from pyds4.errors import ClosedError, InvalidArgumentError, PyDS4Error, TokenOutOfRangeError
 from pyds4.model_file import ModelFile
 from pyds4.sampling import GREEDY, Sampler, Sampling
 from pyds4.session import Session
@@ -65,7 +66,7 @@ class StepItem:
     """
 
     session: Session
-    tokens: Sequence[int]
+    tokens: Tokens
     sampling: Sampling | Sampler | None = None
     all_logits: bool = False
 
@@ -117,7 +118,7 @@ class Engine:
         self.path = os.fspath(path)
         self.backend = text(lib.pyds4_engine_backend(self._handle))
         self.roundings = roundings
-        self.file = ModelFile._borrow(lib.pyds4_engine_file(self._handle))
+        self.file = ModelFile._borrow(lib.pyds4_engine_file(self._handle), owner=self._handle)
         self.config, self.threads = self._read_config()
         self._tokenizer: Tokenizer | None = None
 
@@ -165,7 +166,7 @@ class Engine:
         if context is not None and context < 1:
             raise InvalidArgumentError(f"context: expected 1 or more tokens, found {context}")
         out = ffi.new("pyds4_session **")
-        check(lib.pyds4_session_create(self.handle, context or 0, out))
+        check(lib.pyds4_session_create(self.handle, min(context or 0, 2**63), out))
         return Session(self, out[0])
 
     def step(self, items: Sequence[StepItem]) -> list[StepResult]:
@@ -180,11 +181,17 @@ class Engine:
         native = ffi.new("pyds4_step_item[]", len(items))
         keep: list[Any] = []  # what the C side points to must outlive the call
         logits: list[npt.NDArray[np.float32] | None] = []
-        for c, item in zip(native, items, strict=True):
+        refused: dict[int, PyDS4Error] = {}
+        for index, (c, item) in enumerate(zip(native, items, strict=True)):
             c.struct_size = ffi.sizeof("pyds4_step_item")
-            c.session = item.session.handle
-            tokens = _token_array(item.tokens)
-            keep.append(tokens)
+            handle = item.session.handle
+            c.session = handle
+            try:
+                tokens = token_array(item.tokens, self.config.vocab_size)
+            except TokenOutOfRangeError as error:
+                # The engine refuses this item too, but could not say what stood there.
+                refused[index], tokens = error, np.array([-1], np.int32)
+            keep += [tokens, handle]
             c.tokens, c.n_tokens = ffi.cast("const int32_t *", tokens.ctypes.data), tokens.size
             if item.sampling is not None:
                 sampler = item.sampling
@@ -198,9 +205,10 @@ class Engine:
             logits.append(rows)
         check(lib.pyds4_engine_step(self.handle, native, len(items)))
         results = []
-        for c, rows in zip(native, logits, strict=True):
+        for index, (c, rows) in enumerate(zip(native, logits, strict=True)):
             if c.status != lib.PYDS4_OK:
-                results.append(StepResult(error=error_for(c.status, text(c.message))))
+                failure = refused.get(index) or error_for(c.status, text(c.message))
+                results.append(StepResult(error=failure))
             else:
                 results.append(StepResult(token=None if c.token < 0 else c.token, logits=rows))
         return results
@@ -223,14 +231,6 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({self.path!r}, backend={self.backend!r}, {self.config.layer_count} layers)"
-
-
-def _token_array(tokens: Sequence[int]) -> npt.NDArray[np.int32]:
-    """Ids as the C ABI takes them; what 32 bits do not hold becomes -1, which is refused."""
-    wide = np.asarray(tokens, dtype=np.int64)
-    if wide.ndim != 1:
-        raise InvalidArgumentError(f"tokens: expected a flat list of ids, found {wide.ndim} axes")
-    return np.where((wide >= 0) & (wide < 2**31), wide, -1).astype(np.int32)
 
 
 __all__ = ["GREEDY", "Engine", "ModelConfig", "StepItem", "StepResult"]

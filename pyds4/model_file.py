@@ -68,14 +68,16 @@ class ModelFile(Mapping[str, MetadataValue]):
         self._adopt(ffi.gc(out[0], lib.pyds4_file_free))
 
     @classmethod
-    def _borrow(cls, handle: Any) -> ModelFile:
-        """The file of an engine, which owns it."""
+    def _borrow(cls, handle: Any, owner: Any = None) -> ModelFile:
+        """The file of an engine, which ``owner`` keeps alive for as long as the file is used."""
         file = cls.__new__(cls)
         file._adopt(handle)
+        file._owner = owner
         return file
 
     def _adopt(self, handle: Any) -> None:
         self._handle = handle
+        self._owner: Any = None
         entry = ffi.new("pyds4_metadata *")
         self._index: dict[str, int] = {}
         for i in range(lib.pyds4_file_metadata_count(handle)):
@@ -89,7 +91,7 @@ class ModelFile(Mapping[str, MetadataValue]):
         return self._handle
 
     def close(self) -> None:
-        self._handle = None
+        self._handle = self._owner = None
 
     # Mapping of the metadata
 

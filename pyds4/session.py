@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyds4._native import check, ffi, lib
+from pyds4._tokens import Tokens, token_array
 from pyds4.errors import ClosedError, ContextFullError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Session:
 
     # Going on
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+    def prefill(self, tokens: Tokens, progress: Progress | None = None) -> int:
         """Bring the session to the end of ``tokens`` and return how many were already there.
 
         Only what follows the longest prefix it can go on from is evaluated; ``self.logits`` is
@@ -92,24 +93,26 @@ class Session:
             SessionCancelled: ``cancel()`` was called; ``position`` says how far it came.
             InvalidArgumentError: ``tokens`` is empty.
         """
-        from pyds4.engine import StepItem, _token_array
+        from pyds4.engine import StepItem
 
-        ids = _token_array(tokens)
-        if progress is None or ids.size < self.PROGRESS_TOKENS:
+        handle = self.handle
+        ids = token_array(tokens, self.engine.config.vocab_size)
+        is_done = self.position == ids.size and self.tokens == ids.tolist()
+        if progress is None or is_done or ids.size < self.PROGRESS_TOKENS:
             reused = ffi.new("size_t *")
             pointer = ffi.cast("const int32_t *", ids.ctypes.data)
-            check(lib.pyds4_session_prefill(self.handle, pointer, ids.size, reused))
+            check(lib.pyds4_session_prefill(handle, pointer, ids.size, reused))
             return int(reused[0])
         if ids.size > self.context_size:
             raise ContextFullError(
                 f"{ids.size} tokens do not fit the session's context of {self.context_size}"
             )
-        kept = self.rewind(tokens)
+        kept = self.rewind(ids)
         at = kept
         progress(at, ids.size)
         while at < ids.size:
             end = min((at // self.PROGRESS_TOKENS + 1) * self.PROGRESS_TOKENS, ids.size)
-            result = self.engine.step([StepItem(self, tokens[at:end])])[0]
+            result = self.engine.step([StepItem(self, ids[at:end])])[0]
             if result.error is not None:
                 raise result.error
             at = end
@@ -123,21 +126,22 @@ class Session:
             ContextFullError, TokenOutOfRangeError: nothing changed.
             SessionCancelled: ``cancel()`` was called.
         """
-        check(lib.pyds4_session_decode(self.handle, token if 0 <= token < 2**31 else -1))
+        handle = self.handle
+        ids = token_array([token], self.engine.config.vocab_size)
+        check(lib.pyds4_session_decode(handle, int(ids[0])))
 
-    def rewind(self, tokens: Sequence[int]) -> int:
+    def rewind(self, tokens: Tokens) -> int:
         """Go back to the longest prefix of ``tokens`` it can go on from, and return its length.
 
         At most ``len(tokens) - 1``, so that something is left to evaluate. Nothing is evaluated:
         a session can go on from where it is, from the ends of earlier prompts and from some
         boundaries between.
         """
-        from pyds4.engine import _token_array
-
-        ids = _token_array(tokens)
+        handle = self.handle
+        ids = token_array(tokens, self.engine.config.vocab_size)
         kept = ffi.new("size_t *")
         pointer = ffi.cast("const int32_t *", ids.ctypes.data)
-        check(lib.pyds4_session_rewind(self.handle, pointer, ids.size, kept))
+        check(lib.pyds4_session_rewind(handle, pointer, ids.size, kept))
         return int(kept[0])
 
     def fork(self) -> Session:
@@ -149,15 +153,18 @@ class Session:
     def cancel(self) -> None:
         """Stop what it is doing, or the next thing it would do, with `SessionCancelled`.
 
-        From any thread; returns at once.
+        From any thread; returns at once. Harmless after ``close()``.
         """
-        lib.pyds4_session_cancel(self.handle)
+        handle = self._handle
+        if handle is not None:
+            lib.pyds4_session_cancel(handle)
 
     def close(self) -> None:
-        """Give its memory back; it cannot be used afterwards."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            ffi.release(handle)
+        """Give its memory back; it cannot be used afterwards.
+
+        A call under way in another thread holds on to it and finishes first.
+        """
+        self._handle = None
 
     def __enter__(self) -> Session:
         return self
