@@ -40,8 +40,8 @@ const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int6
 
 /* ---- products: a tile is some rows × some tokens of one job */
 
-/* Float weights occur in small matrices (24 rows of hyper-connections): with few tokens their tiles
- * are smaller. */
+/* Float weights occur in small matrices (24 rows of hyper-connections): for those, and with few tokens,
+ * tiles are smaller. */
 enum { FLOAT_TILE_ROWS = 8 };
 
 typedef struct {
@@ -60,7 +60,8 @@ typedef struct {
 
 static int64_t tile_rows(const ck_matmul_job *job, int64_t n)
 {
-    return ck_type_is_float(job->w.type) && n < CK_TILE_TOKENS ? FLOAT_TILE_ROWS : CK_TILE_ROWS;
+    bool small = n < 16 || job->w.rows < 256;
+    return ck_type_is_float(job->w.type) && small ? FLOAT_TILE_ROWS : CK_TILE_ROWS;
 }
 
 static place place_of(const matmul_args *a, int64_t tile)

@@ -117,10 +117,11 @@ CK_INLINE __m512 add_mins(__m512 y, const ck_unit *u, const ck_act *x, int mins)
 
 /* Multiplies two units, one of each row group, by their block of every token: out[t] += … */
 CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *x, const uint32_t *tokens,
-                              int64_t n, float *out, bool plus128, int scales, int mins)
+                              int64_t n, int64_t stride, float *out, bool plus128, int scales, int mins)
 {
     for (int64_t t = 0; t < n; t++, out += CK_TILE_ROWS) {
         const ck_act *act = x + tokens[t];
+        _mm_prefetch((const char *)(act + stride), _MM_HINT_T0);
         __m512 d = _mm512_set1_ps(act->d), ya = _mm512_load_ps(out), yb = _mm512_load_ps(out + 16);
         __m512i sa, sb;
         sa = sb = plus128 ? _mm512_set1_epi32(scales == 1 ? act->minus128_all : act->minus128[0])
@@ -160,7 +161,7 @@ CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *
             for (int sub = 0; sub < (units); sub++, x += tile->acts.stride) {                         \
                 prefetch(tile, block, bytes, (size_t)sub, units);                                     \
                 ck_unit a = unpack(&low, sub), b = unpack(&high, sub);                                \
-                multiply_units(&a, &b, x, tile->tokens, tile->n, tile->out, plus128, scales, mins);   \
+                multiply_units(&a, &b, x, tile->tokens, tile->n, tile->acts.stride, tile->out, plus128, scales, mins);   \
             }                                                                                         \
         }                                                                                             \
     }

@@ -64,6 +64,8 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
     const uint8_t *w[CK(MAX_ROWS)];
     const size_t bytes = type == CK_F32 ? 4 : 2;
     const int64_t stride = tile->acts.stride;
+    /* With few tokens memory is the limit: fetch the rows below meanwhile. */
+    const bool fetch = token == 0 && tile->n <= 16;
     int slot = (int)(token % FLOAT_CHUNK_TOKENS);
     for (int r = 0; r < n_rows; r++)
         w[r] = ck_tile_row(tile, row + r);
@@ -74,7 +76,7 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
     }
     int64_t k = begin;
     for (; k + 16 <= end; k += 16) {
-        if (n_tokens == 1) /* memory-bound: fetch the rows below meanwhile */
+        if (fetch)
             for (int r = 0; r < n_rows; r++)
                 __builtin_prefetch(w[r] + (size_t)CK(MAX_ROWS) * tile->row_bytes + bytes * (size_t)k);
         CK(float_step)(type, w, n_rows, x, n_tokens, k, 16, sums);
