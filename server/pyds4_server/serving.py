@@ -99,7 +99,8 @@ def serve_engine(
     Raises:
         UnsafeBindError, OSError: as ``running``.
     """
-    logs.configure(settings.log_format)
+    if not logging.getLogger("pyds4").hasHandlers():
+        logs.configure(settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_until_signal(settings, engine, on_ready))
