@@ -63,6 +63,8 @@ _ERRORS: dict[int, type[errors.PyDS4Error]] = {
     lib.PYDS4_CONTEXT_FULL: errors.ContextFullError,
     lib.PYDS4_CANCELLED: errors.SessionCancelled,
     lib.PYDS4_NO_LOGITS: errors.InvalidArgumentError,
+    lib.PYDS4_STORE_FAILED: errors.StoreError,
+    lib.PYDS4_NO_SUCH_KEY: errors.NoSuchKeyError,
 }
 
 

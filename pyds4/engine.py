@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pyds4._native import check, error_for, ffi, lib, text
 from pyds4._tokens import Tokens, token_array
 from pyds4.errors import ClosedError, InvalidArgumentError, PyDS4Error, TokenOutOfRangeError
+from pyds4.kv.prefixes import Prefixes
+from pyds4.kv.store import Store
 from pyds4.model_file import ModelFile
 from pyds4.sampling import GREEDY, Sampler, Sampling
 from pyds4.session import Session
@@ -154,6 +156,17 @@ class Engine:
             key = f"{os.path.realpath(self.path)}:{found.st_size}:{found.st_mtime_ns}"
             self._tokenizer = Tokenizer.cached(key, self.file.vocabulary)
         return self._tokenizer
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """What its sessions remember together; off until ``prefixes.budget_bytes`` is set."""
+        return Prefixes(self.handle)
+
+    def keep_prefixes(
+        self, directory: str | os.PathLike[str] | None = None, **options: int
+    ) -> Store:
+        """Keep prefixes on disk, across restarts; see ``pyds4.kv.Store.attach`` for the options."""
+        return Store.attach(self, directory, **options)
 
     def session(self, context: int | None = None) -> Session:
         """A new timeline that may hold ``context`` tokens (None: the model's limit).

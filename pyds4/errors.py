@@ -12,6 +12,8 @@
     ├── SessionCancelled          cancel() was called while work was under way
     ├── ClosedError               used after close()
     ├── InvalidArgumentError      an argument no model could make sense of      (also ValueError)
+    ├── StoreError                the directory of kept prefixes cannot be used
+    ├── NoSuchKeyError            no prefix of that key is kept                 (also KeyError)
     └── ChatError                 the text side
         ├── RenderError           messages that cannot become a prompt          (also ValueError)
         ├── ParseError            a completion that breaks the format           (also ValueError)
@@ -61,6 +63,16 @@ class ClosedError(PyDS4Error):
 
 class InvalidArgumentError(PyDS4Error, ValueError):
     """An argument has a value that no model could make sense of."""
+
+
+class StoreError(PyDS4Error):
+    """The directory of kept prefixes cannot be made, read or written; says which call refused."""
+
+
+class NoSuchKeyError(PyDS4Error, KeyError):
+    """No prefix of that key is kept: it never was, or it was evicted or deleted."""
+
+    __str__ = Exception.__str__  # KeyError's would put quotes around the message
 
 
 class ChatError(PyDS4Error):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pyds4._native import check, ffi, lib
 from pyds4._tokens import Tokens, token_array
 from pyds4.errors import ClosedError, ContextFullError
+from pyds4.kv.prefixes import Resume, last_resume
 
 if TYPE_CHECKING:
     from pyds4.engine import Engine
@@ -143,6 +144,18 @@ class Session:
         pointer = ffi.cast("const int32_t *", ids.ctypes.data)
         check(lib.pyds4_session_rewind(handle, pointer, ids.size, kept))
         return int(kept[0])
+
+    @property
+    def resume(self) -> Resume:
+        """What the last ``rewind`` or ``prefill`` found: how much, from where, and why not more."""
+        return last_resume(self.handle)
+
+    def save(self) -> None:
+        """Keep where it stands, in memory and on disk, for the end of a turn. Returns at once.
+
+        Does nothing while the engine keeps no prefixes.
+        """
+        check(lib.pyds4_session_save(self.handle))
 
     def fork(self) -> Session:
         """A second session with the same past; attention memory is shared until one writes."""

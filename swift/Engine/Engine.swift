@@ -3,7 +3,7 @@ import GGUF
 import Model
 
 public struct EngineOptions: Sendable {
-    public enum BackendChoice: String, Sendable { case auto, cpu, metal, cuda }
+    public enum BackendChoice: String, Sendable { case auto, cpu, metal, cuda, emulated }
     public var backend = BackendChoice.auto
     /// Of the CPU backend; nil for one a processor.
     public var threads: Int?
@@ -18,6 +18,8 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
     public let file: GGUFFile
     public let options: EngineOptions
     public let model: Transformer
+    /// What its sessions remember together; off until it is given a budget or a disk.
+    public let prefixes: Prefixes
     let lock = Lock()
 
     public var configuration: Configuration { model.configuration }
@@ -48,6 +50,7 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
             let backend = try CPUBackend(threads: options.threads)
             threads = backend.threads
             model = try Transformer(file, backend: backend, roundings: options.roundings)
+            prefixes = Prefixes { [file, model] in modelIdentity(file, model.configuration, model.formats) }
         } catch {
             throw EngineError(error)
         }

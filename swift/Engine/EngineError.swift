@@ -1,5 +1,6 @@
 import Compute
 import GGUF
+import KVStore
 import Model
 
 /// Every way the world can fail the engine; each has a status of the C ABI.
@@ -13,6 +14,8 @@ public enum EngineError: Error, CustomStringConvertible {
     case contextFull(needed: Int, context: Int)
     case cancelled(position: Int)
     case noLogits
+    case store(String)
+    case noSuchKey(String)
 
     /// What lower layers throw, as the engine's own.
     public init(_ error: any Error) {
@@ -22,6 +25,7 @@ public enum EngineError: Error, CustomStringConvertible {
         case let error as ModelError: self = .model(error)
         case ComputeError.outOfMemory(let byteCount): self = .outOfMemory(byteCount: byteCount)
         case ComputeError.cancelled: self = .cancelled(position: 0)
+        case let error as StoreError: self = .store("\(error)")
         default: self = .invalidArgument("\(error)")
         }
     }
@@ -39,6 +43,8 @@ public enum EngineError: Error, CustomStringConvertible {
         case let .contextFull(needed, context):
             "\(needed) tokens do not fit the session's context of \(context)"
         case let .cancelled(position): "cancelled at position \(position)"
+        case let .store(reason): reason
+        case let .noSuchKey(key): "no prefix \(key) is kept"
         case .noLogits: "the session has evaluated no token yet"
         }
     }

@@ -1,4 +1,5 @@
 import Compute
+import KVStore
 import Model
 import Synchronization
 
@@ -8,23 +9,29 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
     public let context: Int
     var cache: KVCache
     private(set) var tokens: [Int32] = []
-    private var logits: [Float] = []
-    private var checkpoints: [Checkpoint] = []
+    private(set) var logits: [Float] = []
+    private(set) var checkpoints = CheckpointList()
+    /// Keys of the tokens, as far as they were needed.
+    private var chain: KeyChain?
+    /// Up to where this timeline is on disk, or on its way there.
+    private var savedPosition = 0
+    /// Of the prompt being evaluated, as `rewind` was told.
+    var promptEnd = 0
+    /// A step must stop here, for the checkpoint.
+    var anchor: Int?
+    var resumed = Resume()
     private let cancelled = Atomic(false)
     private let atomicPosition = Atomic(0)
-
-    /// A place to go back to without evaluating anything.
-    private struct Checkpoint {
-        let position: Int
-        let cache: KVCache
-    }
-    /// Each costs a few MB (see `KVCache`).
-    private static let mostCheckpoints = 8
 
     init(engine: Engine, context: Int, cache: KVCache) {
         self.engine = engine
         self.context = context
         self.cache = cache
+    }
+
+    deinit {
+        // What it knows stays of use to the others, within their budget.
+        if let checkpoint = checkpointForOthers() { engine.prefixes.insert(checkpoint) }
     }
 
     // MARK: What it holds
@@ -49,6 +56,9 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
             twin.tokens = tokens
             twin.logits = logits
             twin.checkpoints = checkpoints
+            twin.chain = chain
+            twin.savedPosition = savedPosition
+            twin.promptEnd = promptEnd
             twin.publishPosition()
             return twin
         }
@@ -61,13 +71,12 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
     /// - Throws: `EngineError`: `.contextFull` and `.tokenOutOfRange` leave the session unchanged,
     ///   `.cancelled` at the end of the last finished chunk.
     public func prefill(_ prompt: [Int32]) throws -> Int {
-        try engine.lock.withLock {
-            if prompt == tokens, !logits.isEmpty { return prompt.count }
-            try check(prompt)
-            let kept = try lockedRewind(prompt)
-            if let error = engine.lockedStep([Work(session: self, tokens: Array(prompt[kept...]))])[0] { throw error }
-            return kept
+        try check(prompt)
+        let kept = try resume(prompt, mayEnd: true)
+        if kept < prompt.count, let error = engine.step([Work(session: self, tokens: Array(prompt[kept...]))])[0] {
+            throw error
         }
+        return kept
     }
 
     private func check(_ prompt: [Int32]) throws {
@@ -79,33 +88,6 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         if let index = prompt.firstIndex(where: { !(0..<Int32(vocabulary)).contains($0) }) {
             throw EngineError.tokenOutOfRange(token: prompt[index], index: index, vocabulary: vocabulary)
         }
-    }
-
-    /// Goes back to the longest prefix of `prompt` it can go on from, short of all of it.
-    public func rewind(_ prompt: [Int32]) throws -> Int {
-        try engine.lock.withLock { try lockedRewind(prompt) }
-    }
-
-    private func lockedRewind(_ prompt: [Int32]) throws -> Int {
-        let most = max(prompt.count - 1, 0)
-        var common = 0
-        while common < min(tokens.count, most), tokens[common] == prompt[common] { common += 1 }
-        if common == tokens.count { return common }
-        do {
-            checkpoints.removeAll { $0.position > common }
-            if let checkpoint = checkpoints.last {
-                cache = checkpoint.cache
-                tokens.removeLast(tokens.count - checkpoint.position)
-            } else {
-                cache = try engine.model.emptyCache()
-                tokens.removeAll()
-            }
-        } catch {
-            throw EngineError(error)
-        }
-        logits.removeAll()
-        publishPosition()
-        return tokens.count
     }
 
     /// Stops what the session is doing, or the next thing it would do. Never waits.
@@ -124,27 +106,87 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
 
     func keep(logits new: UnsafeBufferPointer<Float>) { logits = Array(new) }
 
+    /// How many of the next `count` tokens a step may take in at once.
+    func stepLimit(_ count: Int) -> Int {
+        guard let anchor, anchor > tokens.count else { return count }
+        return min(count, anchor - tokens.count)
+    }
+
     /// The step took these tokens in.
     func advance(by new: [Int32], isEnd: Bool) {
+        let isAnchor = anchor == tokens.count + new.count
+        if isAnchor { anchor = nil }
+        let wasInPrompt = tokens.count < promptEnd
         tokens += new
         publishPosition()
-        let isBoundary = tokens.count % Engine.chunkTokens == 0
-        if isBoundary || (isEnd && new.count > 1) { keepCheckpoint() }
         if !isEnd { logits.removeAll() }
+        let isPromptEnd = wasInPrompt ? tokens.count == promptEnd : isEnd && new.count > 1
+        let isBoundary = tokens.count % (new.count == 1 ? KeyChain.blockTokens : Engine.chunkTokens) == 0
+        guard isAnchor || isPromptEnd || isBoundary || (isEnd && new.count > 1) else { return }
+        let checkpoint = keepCheckpoint(isAnchor: isAnchor)
+        if isAnchor || isPromptEnd { keepOnDisk(checkpoint) }
     }
 
     private func publishPosition() { atomicPosition.store(tokens.count, ordering: .relaxed) }
 
-    /// Keeps the ends of prompts and some boundaries, denser towards the end, where agents edit.
-    private func keepCheckpoint() {
-        checkpoints.append(Checkpoint(position: tokens.count, cache: cache.frozen()))
-        guard checkpoints.count > Self.mostCheckpoints else { return }
-        // The one whose loss costs least: a small gap, far behind the end.
-        let cost = checkpoints.indices.dropLast().map { index in
-            let before = index == 0 ? 0 : checkpoints[index - 1].position
-            let gap = Double(checkpoints[index + 1].position - before)
-            return gap / Double(tokens.count - checkpoints[index].position + Engine.chunkTokens)
+    // MARK: Checkpoints
+
+    private func keepCheckpoint(isAnchor: Bool) -> Checkpoint {
+        let prefixes = engine.prefixes
+        var keys = KeyChain(identity: .none)
+        let isShared = prefixes.isEnabled
+        if isShared { keys = extendedChain() }
+        let new = Checkpoint(tokens: tokens, cache: cache.frozen(), logits: logits, chain: keys, isAnchor: isAnchor)
+        new.savedPosition = savedPosition
+        let gone = checkpoints.add(new)
+        if isShared {
+            gone.forEach(prefixes.forget)
+            prefixes.insert(new)
         }
-        checkpoints.remove(at: cost.indices.min { cost[$0] < cost[$1] }!)
+        return new
+    }
+
+    private func extendedChain() -> KeyChain {
+        var keys = chain ?? KeyChain(identity: engine.prefixes.identity)
+        keys.extend(to: tokens)
+        chain = keys
+        return keys
+    }
+
+    /// Where it stands, if others can make use of that.
+    func checkpointForOthers() -> Checkpoint? {
+        guard tokens.count >= Prefixes.fewestTokens, cache.position == tokens.count, engine.prefixes.isEnabled else { return nil }
+        let new = Checkpoint(tokens: tokens, cache: cache.frozen(), logits: logits, chain: extendedChain(), isAnchor: false)
+        new.savedPosition = savedPosition
+        return new
+    }
+
+    func keepOnDisk(_ checkpoint: Checkpoint) {
+        guard let disk = engine.prefixes.onDisk, checkpoint.position - savedPosition >= disk.fewestTokens,
+              checkpoint.chain.identity == disk.store.identity else { return }
+        savedPosition = checkpoint.position
+        checkpoint.savedPosition = checkpoint.position
+        disk.save(checkpoint)
+    }
+
+    /// Makes `kept` tokens of `prompt` all there is: those of `target`, or nothing, or what is there.
+    ///
+    /// - Parameter common: How many tokens the session shares with the prompt.
+    func goTo(_ target: Checkpoint?, keeping kept: Int, of prompt: [Int32], common: Int) throws {
+        guard target != nil || kept < tokens.count else { return }
+        // Its end would be lost to the others.
+        if common < tokens.count, let end = checkpointForOthers() { engine.prefixes.insert(end) }
+        do {
+            cache = try target?.cache ?? engine.model.emptyCache()
+        } catch {
+            throw EngineError(error)
+        }
+        checkpoints.removeAll(behind: min(common, kept))
+        if let target, target.position > checkpoints.last?.position ?? 0 { _ = checkpoints.add(target) }
+        tokens = target?.tokens ?? []
+        logits = kept == prompt.count ? target?.logits ?? [] : []
+        chain?.truncate(toTokens: min(common, kept))
+        savedPosition = target?.savedPosition ?? 0
+        publishPosition()
     }
 }

@@ -35,7 +35,7 @@ extension Engine {
                 }
                 let position = item.session.tokens.count
                 let toBoundary = Self.chunkTokens - position % Self.chunkTokens
-                let count = min(item.tokens.count - done[index], toBoundary)
+                let count = item.session.stepLimit(min(item.tokens.count - done[index], toBoundary))
                 guard count <= room else { continue }
                 room -= count
                 let isLast = done[index] + count == item.tokens.count

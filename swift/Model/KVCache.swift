@@ -22,6 +22,7 @@ struct CompressorState {
     var rows: RowStore
     var sums: Buffer
     let dim: Int
+    let ratio: Int
 
     init(format: RowFormat, ratio: Int, memory: any Memory) throws {
         // A page spans 1,024 tokens at ratio 4 and 4,096 at ratio 128: small for short sessions,
@@ -29,6 +30,7 @@ struct CompressorState {
         rows = RowStore(format: format, rowsPerPage: ratio == Configuration.overlappingRatio ? 256 : 32,
                         memory: memory)
         dim = format.dim
+        self.ratio = ratio
         let series = ratio == Configuration.overlappingRatio ? 3 : 1
         sums = try Buffer(byteCount: series * 3 * format.dim * 4, in: memory)
     }

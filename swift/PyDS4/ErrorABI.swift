@@ -44,6 +44,8 @@ extension EngineError {
         case .contextFull: PYDS4_CONTEXT_FULL
         case .cancelled: PYDS4_CANCELLED
         case .noLogits: PYDS4_NO_LOGITS
+        case .store: PYDS4_STORE_FAILED
+        case .noSuchKey: PYDS4_NO_SUCH_KEY
         }
     }
 }

@@ -32,12 +32,15 @@ typedef enum {
     PYDS4_TOKEN_OUT_OF_RANGE = 7, /* not an id of the vocabulary */
     PYDS4_CONTEXT_FULL = 8,       /* more tokens than the session's context */
     PYDS4_CANCELLED = 9,
-    PYDS4_NO_LOGITS = 10          /* nothing was evaluated since the session was made or rewound */
+    PYDS4_NO_LOGITS = 10,         /* nothing was evaluated since the session was made or rewound */
+    PYDS4_STORE_FAILED = 11,      /* the directory of kept prefixes refused; the message says how */
+    PYDS4_NO_SUCH_KEY = 12        /* no prefix of that name is kept */
 } pyds4_status;
 
 typedef struct pyds4_engine pyds4_engine;
 typedef struct pyds4_session pyds4_session;
 typedef struct pyds4_file pyds4_file;
+typedef struct pyds4_kv pyds4_kv;
 
 /* The engine's version, such as "0.1.0"; a constant. */
 const char *pyds4_version(void);
@@ -153,6 +156,90 @@ pyds4_status pyds4_session_prefill(pyds4_session *session, const int32_t *tokens
 pyds4_status pyds4_session_decode(pyds4_session *session, int32_t token);
 /* Stops what the session is doing, or the next thing it would do, with PYDS4_CANCELLED. */
 void pyds4_session_cancel(pyds4_session *session);
+
+/* ---------------------------------------------------------------- kept prefixes */
+
+/* What all sessions of an engine remember together. Off until given a budget or a directory; then
+ * pyds4_session_rewind and _prefill go on from the longest prefix that any session ever took in. */
+
+typedef struct {
+    uint64_t budget_bytes, byte_count, entry_count;
+    uint64_t hits, misses, evicted;
+    uint64_t reused_tokens;  /* not evaluated again thanks to other sessions */
+} pyds4_prefixes;
+
+/* Bytes that prefixes may take in memory beside open sessions; 0 keeps none. */
+void pyds4_engine_prefix_budget(pyds4_engine *engine, uint64_t budget_bytes);
+void pyds4_engine_prefixes(const pyds4_engine *engine, pyds4_prefixes *out);
+void pyds4_engine_prefixes_clear(pyds4_engine *engine);
+
+typedef struct {
+    size_t struct_size;
+    const char *directory;       /* made when missing, for its owner alone */
+    uint64_t budget_bytes;       /* of the whole directory, all models together */
+    uint64_t write_budget_bytes; /* in 24 hours; 0: no limit */
+    uint64_t reserve_bytes;      /* of the file system, left to others */
+    uint64_t fewest_tokens;      /* fewer new ones since the last save are not written */
+} pyds4_kv_options;
+
+/* Keeps prefixes in a directory from now on: ends of prompts by themselves, others when asked. NULL
+ * options: no more. Written by a thread of its own, never waited for. */
+pyds4_status pyds4_engine_kv_attach(pyds4_engine *engine, const pyds4_kv_options *options);
+/* Waits until everything that is to be kept is on disk. */
+void pyds4_engine_kv_flush(pyds4_engine *engine);
+/* 20 bytes: of the model's file, its row formats and their layout. */
+void pyds4_engine_identity(const pyds4_engine *engine, uint8_t *identity);
+
+/* Keeps where the session stands now, in memory and on disk: for the end of a turn. */
+pyds4_status pyds4_session_save(pyds4_session *session);
+
+typedef struct {
+    uint64_t reused;   /* tokens of the prompt that were there */
+    uint64_t known;    /* tokens it shares with some known timeline; beyond `reused` no place was kept */
+    uint64_t byte_count; /* read from disk */
+    int32_t source;    /* who had them: 0 nobody, 1 the session, 2 another in memory, 3 the disk */
+    int32_t expected;  /* the token that timeline has at `known`; -1: not known, or it ends there */
+} pyds4_resume;
+
+/* What the last rewind or prefill found. */
+pyds4_status pyds4_session_resume(const pyds4_session *session, pyds4_resume *out);
+
+/* A directory of prefixes, to look after: of one engine (freed with pyds4_kv_free as well), or of all
+ * models in it, for which no engine is needed. */
+pyds4_status pyds4_engine_kv(pyds4_engine *engine, pyds4_kv **kv);
+pyds4_status pyds4_kv_open(const char *directory, uint64_t budget_bytes, pyds4_kv **kv);
+void pyds4_kv_free(pyds4_kv *kv);
+
+typedef struct {
+    char key[41];            /* hexadecimal, as the file's name */
+    char identity[41];       /* of the model */
+    uint64_t position;       /* tokens that need not be evaluated again */
+    uint64_t byte_count;     /* of its state alone */
+    uint64_t chain_bytes;    /* with all rows it stands on, which it may share */
+    uint64_t made_s, used_s; /* seconds since 1970 */
+    int32_t pinned, anchor;  /* anchor: a place where timelines part */
+} pyds4_kv_entry;
+
+/* Every place to go on from, latest use first: writes up to `capacity`, `*count` receives how many there are. */
+pyds4_status pyds4_kv_list(pyds4_kv *kv, pyds4_kv_entry *entries, size_t capacity, size_t *count);
+/* The ids before one: writes up to `capacity`, `*count` receives how many there are. */
+pyds4_status pyds4_kv_tokens(pyds4_kv *kv, const char *key, int32_t *tokens, size_t capacity, size_t *count);
+/* Keeps one, with all it stands on, from eviction (1), or no longer (0). */
+pyds4_status pyds4_kv_pin(pyds4_kv *kv, const char *key, int32_t pinned);
+/* Removes one and the rows that nothing else stands on; NULL: all that are not pinned. */
+pyds4_status pyds4_kv_delete(pyds4_kv *kv, const char *key, uint64_t *freed_bytes);
+
+typedef struct {
+    uint64_t byte_count, files, states, blocks;
+    /* Of this process since the store was opened. */
+    uint64_t hits, misses, bytes_read, bytes_written, states_written;
+    uint64_t over_budget, write_errors; /* not written: no budget or room; refused by the system */
+    uint64_t evicted, damaged_removed, leftovers_removed;
+    uint64_t waiting, given_up;         /* saves under way; given up because the disk was too slow */
+    int64_t write_budget_left;          /* -1: no limit */
+    char last_error[256];
+} pyds4_kv_stats;
+void pyds4_kv_statistics(pyds4_kv *kv, pyds4_kv_stats *out);
 
 /* ---------------------------------------------------------------- steps */
 
