@@ -113,7 +113,7 @@ def altered(
     drop: Sequence[str] = (),
     replace: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Path:
-    """A variant of the tiny model: entries changed (None removes one), tensors dropped, replaced."""
+    """The tiny model with entries changed (None removes one), tensors dropped or replaced."""
     made = metadata(TINY, "altered", 0) | dict(entries or {})
     kept = {key: value for key, value in made.items() if value is not None and key not in drop}
     tensors = [replace(t) for t in synthetic_tensors(TINY, F32) if t.name not in drop]
@@ -146,7 +146,7 @@ def cold(engine: Engine, tokens: Sequence[int] | NDArray[np.int32]) -> NDArray[n
 def in_chunks(
     engine: Engine, tokens: NDArray[np.int32], sizes: Sequence[int]
 ) -> NDArray[np.float32]:
-    """The logits of a fresh session that takes ``sizes`` tokens at a time, the last one repeatedly."""
+    """The logits of a fresh session fed ``sizes`` tokens at a time; the last size repeats."""
     parts, at, turn = [], 0, 0
     with engine.session() as session:
         while at < len(tokens):

@@ -9,6 +9,7 @@ import io
 import lzma
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from golden import FOLDER, pack
@@ -22,7 +23,7 @@ def main(folder: Path) -> None:
     for name, bits in BITS.items():
         original = np.load(folder / f"{name}.npz")
         prompts = np.load(folder / f"{name.removesuffix('.qat')}.npz")
-        kept = {}
+        kept: dict[str, Any] = {}
         for key in prompts.files:
             if key.endswith("_tokens"):
                 n = int(key[1:].split("_")[0])
