@@ -16,10 +16,9 @@ from pyds4_server.anthropic import convert as anthropic
 from pyds4_server.anthropic import messages
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.errors import ApiError, HostError
-from pyds4_server.http import json_reply
+from pyds4_server.http import error_body, json_reply, speaks_anthropic
 from pyds4_server.native import health, metrics, pages, tokens
 from pyds4_server.openai import chat, completions, models
-from pyds4_server.openai import convert as openai
 from pyds4_server.responses import endpoint
 from pyds4_server.responses.store import ResponseStore
 from pyds4_server.security import HostCheck, KeyCheck
@@ -160,6 +159,7 @@ def _log_requests(app: Sanic[Any, Any]) -> None:
         request.ctx.begun_s = time.monotonic()
 
     async def answered(request: Request, response: BaseHTTPResponse) -> None:
+        response.headers["request-id"] = response.headers["x-request-id"] = str(request.id)
         if access_log.isEnabledFor(logging.INFO):
             took_s = time.monotonic() - getattr(request.ctx, "begun_s", time.monotonic())
             access_log.info(
@@ -175,7 +175,6 @@ def error_reply(request: Request | None, error: ApiError) -> HTTPResponse:
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    if request is not None and request.path.startswith("/v1/messages"):
-        status = anthropic.status(error)
-        return json_reply(anthropic.error_body(error), status=status, headers=headers)
-    return json_reply(openai.error_body(error), status=error.status, headers=headers)
+    is_anthropic = request is not None and speaks_anthropic(request)
+    status = anthropic.status(error) if is_anthropic else error.status
+    return json_reply(error_body(request, error), status=status, headers=headers)

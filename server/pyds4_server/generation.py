@@ -47,6 +47,21 @@ ToolChoice = Literal["auto", "none", "required"]
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request is, for clients that give up and send it again.
+
+    Attributes:
+        key: Equal for equal requests.
+        may_join: An equal one that still runs may answer this one.
+        may_reuse: One that is finished may, too: the client says that it asks again.
+    """
+
+    key: str
+    may_join: bool
+    may_reuse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A request, whatever the protocol it came by.
 
@@ -67,7 +82,7 @@ class GenerationRequest:
         top_logprobs: Alternatives to report for each content token; None reports nothing.
         n: Independent answers to the prompt.
         call_id_prefix: How this protocol begins the ids of tool calls.
-        deduplication_key: Requests with the same key share one generation while it runs.
+        identity: What makes this request equal to another; see ``service.identity_of``.
         on_turn: Told about every answer, on the scheduler's thread.
     """
 
@@ -87,7 +102,7 @@ class GenerationRequest:
     top_logprobs: int | None = None
     n: int = 1
     call_id_prefix: str = "call_"
-    deduplication_key: str | None = None
+    identity: Identity | None = None
     on_turn: Callable[[Turn], None] | None = None
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request
 from sanic.response import raw
 
+from pyds4_server.anthropic import convert as anthropic
 from pyds4_server.collect import Collector
-from pyds4_server.errors import InvalidRequestError, describe_validation
+from pyds4_server.errors import ApiError, InvalidRequestError, describe_validation
 from pyds4_server.jobs import Subscription
+from pyds4_server.openai import convert as openai
 from pyds4_server.service import Service
 from pyds4_server.sse import cache_header
 
@@ -68,17 +72,64 @@ def json_reply(
     return raw(text.encode("utf-8", "replace"), status, headers, JSON_TYPE)
 
 
-async def collect(subscription: Subscription, n: int = 1) -> tuple[Collector, dict[str, str]]:
-    """Wait for the whole answer; a client that goes away cancels it.
+async def reply_when_done(
+    request: Request,
+    subscriptions: Sequence[Subscription],
+    n: int,
+    build: Callable[[list[Collector]], BaseModel],
+) -> HTTPResponse | None:
+    """Wait for whole answers and send what ``build`` makes of them.
+
+    Clients give up on silence even before the headers. After ``patience_s`` these are sent, and
+    then blanks, which JSON allows in front; an error that comes later has to be told with 200.
+    A client that goes away cancels everything.
 
     Raises:
-        GenerationFailedError: the engine failed.
-        ShuttingDownError: the server is going away.
+        GenerationFailedError: the engine failed before the headers were sent.
+        ShuttingDownError: the server is going away, likewise.
     """
-    collector = Collector(n)
+    settings = service_of(request).settings
+    waiting = asyncio.ensure_future(_collected(subscriptions, n))
     try:
+        done, _ = await asyncio.wait({waiting}, timeout=settings.patience_s)
+        headers = {"x-pyds4-cache": cache_header(subscriptions[-1].progress)}
+        if done:
+            return json_reply(build(waiting.result()), headers=headers)
+        response = await request.respond(content_type=JSON_TYPE, headers=headers)
+        assert response is not None
+        while not done:
+            await response.send(" ")
+            done, _ = await asyncio.wait({waiting}, timeout=settings.keepalive_s)
+        try:
+            body = build(waiting.result())
+        except ApiError as error:
+            body = error_body(request, error)
+        await response.send(body.model_dump_json(exclude_unset=True, by_alias=True))
+        await response.eof()
+        return None
+    finally:
+        waiting.cancel()
+        for subscription in subscriptions:
+            subscription.close()
+
+
+async def _collected(subscriptions: Sequence[Subscription], n: int) -> list[Collector]:
+    collectors: list[Collector] = []
+    for subscription in subscriptions:
+        collector = Collector(n)
         while not collector.is_complete:
             collector.add(await subscription.next())
-    finally:
-        subscription.close()
-    return collector, {"x-pyds4-cache": cache_header(subscription.progress)}
+        collectors.append(collector)
+    return collectors
+
+
+def error_body(request: Request | None, error: ApiError) -> BaseModel:
+    """``error`` in the protocol of the request's path."""
+    if request is not None and speaks_anthropic(request):
+        return anthropic.error_body(error)
+    return openai.error_body(error)
+
+
+def speaks_anthropic(request: Request) -> bool:
+    """Whether the client expects Anthropic's shapes."""
+    return request.path.startswith("/v1/messages")

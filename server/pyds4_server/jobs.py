@@ -15,7 +15,14 @@ from pyds4_server.generation import GenerationRequest
 
 
 class Job:
-    """A request and everyone who waits for it. All but ``is_cancelled`` belongs to the loop."""
+    """A request and everyone who waits for it. All but ``is_cancelled`` belongs to the loop.
+
+    Attributes:
+        is_cancelled: Nobody waits any more; the scheduler drops it.
+        is_over: Every choice has ended.
+        has_failed: It ended in an error; asked again, it is worth another try.
+        is_delivered: A client has seen all of it, and what happened is not kept any longer.
+    """
 
     def __init__(self, request: GenerationRequest, on_abandoned: Callable[[Job], None]) -> None:
         self.request = request
@@ -25,6 +32,8 @@ class Job:
         self._log: list[Update] = []
         self._open_choices = request.n
         self.is_over = False
+        self.is_delivered = False
+        self.has_failed = False
 
     def subscribe(self) -> Subscription:
         """A subscription that begins with everything that happened so far."""
@@ -40,14 +49,21 @@ class Job:
                 self._open_choices -= 1
             elif isinstance(update.event, Failed):
                 self._open_choices = 0
+                self.has_failed = True
         self.is_over = self._open_choices <= 0
-        if self.request.deduplication_key is not None:
+        if self.request.identity is not None:
             self._log += [u for u in updates if not isinstance(u.event, Prefilled)]
         for subscription in self._subscriptions:
             subscription.push(updates)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """One client less; without any, the work ends within one step of the engine."""
+    def unsubscribe(self, subscription: Subscription, *, delivered: bool) -> None:
+        """One client less; without any, the work ends within one step of the engine.
+
+        Once an answer reached its client as a whole nobody will ask for it again.
+        """
+        self.is_delivered |= delivered
+        if delivered:
+            self._log.clear()
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
         if not self._subscriptions and not self.is_over and not self.is_cancelled:
@@ -92,9 +108,9 @@ class Subscription:
         self._updates.clear()
         return updates
 
-    def close(self) -> None:
-        """Nobody listens any more."""
-        self._job.unsubscribe(self)
+    def close(self, *, delivered: bool = False) -> None:
+        """Nobody listens any more. Closing again changes nothing."""
+        self._job.unsubscribe(self, delivered=delivered)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

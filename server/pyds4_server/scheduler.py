@@ -27,7 +27,7 @@ from pyds4_server.counters import Counters
 from pyds4_server.engine_api import EngineLike, SessionLike, StepResultLike
 from pyds4_server.errors import OverloadedError, ShuttingDownError
 from pyds4_server.events import Event, Failed, Finished, FinishReason, Prefilled, Update, Usage
-from pyds4_server.generation import Generation, GenerationRequest, SpecialTokens
+from pyds4_server.generation import Generation, GenerationRequest, Identity, SpecialTokens
 from pyds4_server.jobs import Job, Subscription
 from pyds4_server.repetition import RepetitionGuard
 from pyds4_server.sampling import TokenChooser
@@ -139,8 +139,9 @@ class Scheduler:
             OverloadedError: the queue is full.
             ShuttingDownError: ``stop`` was called.
         """
-        key = request.deduplication_key
-        if key is not None and (running := self._shared.get(key)) and not running.is_cancelled:
+        identity = request.identity
+        running = self._joinable(identity)
+        if running is not None:
             return running.subscribe()
         if self._is_stopping:
             raise ShuttingDownError
@@ -152,9 +153,18 @@ class Scheduler:
             self._waiting_count += 1
             self._inbox.append(job)
             self._wake.notify()
-        if key is not None:
-            self._shared[key] = job
+        if identity is not None:
+            self._shared[identity.key] = job
         return job.subscribe()
+
+    def _joinable(self, identity: Identity | None) -> Job | None:
+        """The equal request that may answer this one."""
+        if identity is None:
+            return None
+        job = self._shared.get(identity.key)
+        if job is None or job.is_cancelled or job.is_delivered or job.has_failed:
+            return None
+        return job if (identity.may_reuse if job.is_over else identity.may_join) else None
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new requests, give running ones ``grace_s``, then end the rest and the thread."""
@@ -171,15 +181,18 @@ class Scheduler:
     _loop_ended = False
 
     def _abandoned(self, job: Job) -> None:
+        if job.request.identity is not None:
+            self._forget(job.request.identity.key, job)
         with self._wake:
             self._wake.notify()
 
     def _deliver(self, outbox: dict[Job, list[Update]]) -> None:
         for job, updates in outbox.items():
             job.publish(updates)
-            key = job.request.deduplication_key
-            if job.is_over and key is not None and self._loop is not None:
-                self._loop.call_later(self._settings.finished_ttl_s, self._forget, key, job)
+            identity = job.request.identity
+            if job.is_over and identity is not None and self._loop is not None:
+                ttl_s = self._settings.finished_ttl_s
+                self._loop.call_later(ttl_s, self._forget, identity.key, job)
 
     def _forget(self, key: str, job: Job) -> None:
         if self._shared.get(key) is job:

@@ -14,6 +14,7 @@ from pyds4.tokenizer import Tokenizer
 from pyds4_server.conversation import Conversation, Rendered, render_conversation
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
+from pyds4_server.generation import Identity
 from pyds4_server.memory import TurnMemory
 from pyds4_server.scheduler import Scheduler
 from pyds4_server.settings import Settings
@@ -104,23 +105,23 @@ class Service:
         return min(wanted, room)
 
 
-def deduplication_key(
+def identity_of(
     path: str, headers: Mapping[str, str], body: bytes, *, deterministic: bool
-) -> str | None:
-    """What makes two requests one, or None.
+) -> Identity:
+    """What makes two requests one.
 
-    A client that gave up and sends the same again says so (the SDKs count retries in a header), and
-    joins the answer under way. Two equal requests that both want a fresh sample are two.
+    A client that gave up and sends the same again says so (the SDKs count retries in a header); it
+    joins the answer under way, or gets the one that was finished meanwhile. Two equal requests
+    that both want a fresh sample are two.
     """
     token = headers.get("idempotency-key")
     is_retry = headers.get("x-stainless-retry-count", "0") != "0"
-    if not (token or is_retry or deterministic):
-        return None
     digest = hashlib.sha256(path.encode())
     digest.update((headers.get("authorization") or headers.get("x-api-key") or "").encode())
     digest.update(b"\0" + (token or "").encode() + b"\0")
     digest.update(body)
-    return digest.hexdigest()
+    asks_again = bool(token) or is_retry
+    return Identity(digest.hexdigest(), asks_again or deterministic, asks_again)
 
 
 def _file_stem(engine: Any) -> str | None:

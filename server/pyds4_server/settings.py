@@ -82,6 +82,11 @@ class Settings(BaseModel):
 
     # How it answers.
     keepalive_s: float = Field(default=10.0, gt=0, description="Longest silence on an open stream.")
+    patience_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Before an answer in one piece sends its headers, and then blanks.",
+    )
     finished_ttl_s: float = Field(
         default=60.0,
         ge=0,

@@ -117,5 +117,6 @@ async def stream(
                 break
             updates = await subscription.next(max(0.0, sent_s + keepalive_s - loop.time()))
         await response.eof()
+        subscription.close(delivered=True)
     finally:
         subscription.close()

@@ -156,6 +156,34 @@ async def test_a_retry_joins_the_answer_under_way(serve: Serve) -> None:
         assert answer.json()["choices"][0]["message"]["content"] == "joined"
 
 
+async def test_a_retry_after_a_lost_answer_gets_the_same_one(serve: Serve) -> None:
+    engine = FakeEngine(["a lost answer"])
+    async with serve(engine) as served:
+        body = {"model": "m", "messages": HI, "temperature": 1}
+        first = await served.http.post("/v1/chat/completions", json=body)
+        again = await served.http.post(
+            "/v1/chat/completions", json=body, headers={"x-stainless-retry-count": "1"}
+        )
+        assert again.json()["choices"] == first.json()["choices"]
+        assert len(engine.prompts) == 1
+        await served.http.post("/v1/chat/completions", json=body)
+        assert len(engine.prompts) == 2
+
+
+async def test_an_answer_in_one_piece_keeps_its_connection_awake(serve: Serve) -> None:
+    engine = FakeEngine(step_s=0.1)
+    async with serve(engine, patience_s=0.05, keepalive_s=0.05) as served:
+        body = {"model": "m", "messages": HI}
+        response = await served.http.post("/v1/chat/completions", json=body)
+        assert response.text.startswith("   ")
+        assert response.json()["choices"][0]["message"]["content"] == "Hello!"
+        request = asyncio.create_task(served.http.post("/v1/chat/completions", json=body))
+        await asyncio.sleep(0.2)
+        engine.fail_step = BackendError("too late")
+        late = await request
+        assert "too late" in late.json()["error"]["message"]
+
+
 async def test_equal_requests_that_want_samples_are_not_one(serve: Serve) -> None:
     async with serve(FakeEngine(step_s=0.002)) as served:
         await asyncio.gather(*(ask(served) for _ in range(3)))

@@ -10,11 +10,12 @@ from pyds4_server import sse
 from pyds4_server.anthropic import convert
 from pyds4_server.anthropic import protocol as p
 from pyds4_server.anthropic.stream import MessageStream
+from pyds4_server.collect import Collector
 from pyds4_server.conversation import Conversation
 from pyds4_server.generation import GenerationRequest
-from pyds4_server.http import collect, json_reply, parse_body, service_of
+from pyds4_server.http import json_reply, parse_body, reply_when_done, service_of
 from pyds4_server.sampling import SamplingOptions
-from pyds4_server.service import Prepared, Service, deduplication_key
+from pyds4_server.service import Prepared, Service, identity_of
 
 blueprint = Blueprint("anthropic_messages")
 
@@ -34,10 +35,10 @@ async def messages(request: Request) -> HTTPResponse | None:
         encoder = MessageStream(identity, sent.model, len(prepared.ids))
         await sse.stream(request, subscription, encoder, keepalive_s=service.settings.keepalive_s)
         return None
-    collector, headers = await collect(subscription)
-    (answer,) = collector.answers
-    return json_reply(
-        p.MessageOut(
+
+    def build(collected: list[Collector]) -> p.MessageOut:
+        (answer,) = collected[0].answers
+        return p.MessageOut(
             id=identity,
             type="message",
             role="assistant",
@@ -46,9 +47,9 @@ async def messages(request: Request) -> HTTPResponse | None:
             stop_reason=convert.stop_reason(answer.finish),
             stop_sequence=answer.finish.stop_sequence,
             usage=convert.usage(answer.finish.usage),
-        ),
-        headers=headers,
-    )
+        )
+
+    return await reply_when_done(request, [subscription], 1, build)
 
 
 @blueprint.post("/v1/messages/count_tokens")
@@ -88,7 +89,7 @@ def _generation(
         stop=tuple(stop for stop in sent.stop_sequences or () if stop),
         sampling=options,
         call_id_prefix="toolu_",
-        deduplication_key=deduplication_key(
+        identity=identity_of(
             request.path, request.headers, request.body, deterministic=options.is_greedy
         ),
         on_turn=service.memory.remember,

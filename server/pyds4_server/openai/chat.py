@@ -12,11 +12,11 @@ from pyds4_server.collect import Answer, Collector
 from pyds4_server.conversation import Conversation
 from pyds4_server.errors import InvalidRequestError
 from pyds4_server.generation import GenerationRequest
-from pyds4_server.http import collect, json_reply, parse_body, service_of
+from pyds4_server.http import parse_body, reply_when_done, service_of
 from pyds4_server.openai import convert
 from pyds4_server.openai import protocol as p
 from pyds4_server.openai.chat_stream import ChatStream
-from pyds4_server.service import Prepared, Service, deduplication_key
+from pyds4_server.service import Prepared, Service, identity_of
 
 blueprint = Blueprint("openai_chat")
 
@@ -33,8 +33,12 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     subscription = service.scheduler.submit(generation)
     head = (f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), sent.model)
     if not sent.stream:
-        collector, headers = await collect(subscription, generation.n)
-        return json_reply(_completion(head, sent, collector, service), headers=headers)
+        return await reply_when_done(
+            request,
+            [subscription],
+            generation.n,
+            lambda collected: _completion(head, sent, collected[0], service),
+        )
     encoder = ChatStream(
         head,
         n=generation.n,
@@ -81,7 +85,7 @@ def _generation(
         sampling=options,
         top_logprobs=(sent.top_logprobs or 0) if sent.logprobs else None,
         n=n,
-        deduplication_key=deduplication_key(
+        identity=identity_of(
             request.path, request.headers, request.body, deterministic=deterministic
         ),
         on_turn=service.memory.remember,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from pyds4.tokenizer import Tokenizer
 from pyds4_server import sse
 from pyds4_server.collect import Collector, add_usage, failure
-from pyds4_server.errors import InvalidRequestError
+from pyds4_server.errors import ApiError, InvalidRequestError
 from pyds4_server.events import (
     Content,
     Event,
@@ -25,7 +24,7 @@ from pyds4_server.events import (
 )
 from pyds4_server.events import Usage as Counted
 from pyds4_server.generation import GenerationRequest
-from pyds4_server.http import collect, json_reply, parse_body, service_of
+from pyds4_server.http import parse_body, reply_when_done, service_of
 from pyds4_server.jobs import Subscription
 from pyds4_server.openai import convert
 from pyds4_server.openai import protocol as p
@@ -59,41 +58,40 @@ async def completions(request: Request) -> HTTPResponse | None:
         )
         await sse.stream(request, subscription, encoder, keepalive_s=service.settings.keepalive_s)
         return None
-    collectors, headers = await _collect_all(generations, service)
-    choices = [
-        _choice(sent, answer.content, answer.logprobs, service.tokenizer, prompt, answer.finish)
-        for prompt, collector in zip(
-            (_echoed(sent, prompt, service) for prompt in prompts), collectors, strict=True
+    subscriptions = _submitted(generations, service)
+
+    def build(collected: list[Collector]) -> p.Completion:
+        echoed = [_echoed(sent, prompt, service) for prompt in prompts]
+        choices = [
+            _choice(sent, answer.content, answer.logprobs, service.tokenizer, text, answer.finish)
+            for text, collector in zip(echoed, collected, strict=True)
+            for answer in collector.answers
+        ]
+        for index, choice in enumerate(choices):
+            choice.index = index
+        usages = [collector.usage() for collector in collected]
+        total = Counted(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            reasoning_tokens=0,
         )
-        for answer in collector.answers
-    ]
-    for index, choice in enumerate(choices):
-        choice.index = index
-    usages = [collector.usage() for collector in collectors]
-    total = Counted(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        cached_tokens=sum(usage.cached_tokens for usage in usages),
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        reasoning_tokens=0,
-    )
-    return json_reply(_frame(head, choices, convert.usage(total)), headers=headers)
+        return _frame(head, choices, convert.usage(total))
+
+    return await reply_when_done(request, subscriptions, generations[0].n, build)
 
 
-async def _collect_all(
-    generations: Sequence[GenerationRequest], service: Service
-) -> tuple[list[Collector], dict[str, str]]:
-    """Run all prompts at once; if one fails, or the client goes away, none goes on."""
-    collectors: list[Collector] = []
-    headers: dict[str, str] = {}
-    with contextlib.ExitStack() as subscriptions:
-        opened: list[Subscription] = []
+def _submitted(generations: Sequence[GenerationRequest], service: Service) -> list[Subscription]:
+    """All of them under way at once, or none."""
+    subscriptions: list[Subscription] = []
+    try:
         for generation in generations:
-            opened.append(service.scheduler.submit(generation))
-            subscriptions.callback(opened[-1].close)
-        for generation, subscription in zip(generations, opened, strict=True):
-            collector, headers = await collect(subscription, generation.n)
-            collectors.append(collector)
-    return collectors, headers
+            subscriptions.append(service.scheduler.submit(generation))
+    except ApiError:
+        for subscription in subscriptions:
+            subscription.close()
+        raise
+    return subscriptions
 
 
 def _prompts(sent: p.CompletionRequest, service: Service) -> list[list[int]]:

@@ -8,10 +8,11 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request
 
 from pyds4_server import sse
+from pyds4_server.collect import Collector
 from pyds4_server.conversation import Conversation
 from pyds4_server.errors import InvalidRequestError
 from pyds4_server.generation import GenerationRequest
-from pyds4_server.http import collect, json_reply, parse_body, service_of
+from pyds4_server.http import json_reply, parse_body, reply_when_done, service_of
 from pyds4_server.openai import convert as openai
 from pyds4_server.responses import convert, naming
 from pyds4_server.responses import protocol as p
@@ -20,7 +21,7 @@ from pyds4_server.responses.naming import ToolNames
 from pyds4_server.responses.store import ResponseStore, Stored
 from pyds4_server.responses.stream import ResponseStream
 from pyds4_server.sampling import SamplingOptions
-from pyds4_server.service import Prepared, Service, deduplication_key
+from pyds4_server.service import Prepared, Service, identity_of
 
 blueprint = Blueprint("responses")
 
@@ -51,16 +52,19 @@ async def responses(request: Request) -> HTTPResponse | None:
         encoder = ResponseStream(builder, tokenizer, keep)
         await sse.stream(request, subscription, encoder, keepalive_s=service.settings.keepalive_s)
         return None
-    collector, headers = await collect(subscription)
-    (answer,) = collector.answers
-    logprobs: list[Any] | None = None
-    if _wants_logprobs(sent):
-        tokens = openai.logprobs(answer.logprobs, service.tokenizer).content
-        logprobs = [json.loads(token.model_dump_json()) for token in tokens]
-    builder.add_answer(answer, logprobs)
-    builder.finish(answer.finish)
-    keep(builder.response)
-    return json_reply(builder.response, headers=headers)
+
+    def build(collected: list[Collector]) -> p.Response:
+        (answer,) = collected[0].answers
+        logprobs: list[Any] | None = None
+        if _wants_logprobs(sent):
+            tokens = openai.logprobs(answer.logprobs, service.tokenizer).content
+            logprobs = [json.loads(token.model_dump_json()) for token in tokens]
+        builder.add_answer(answer, logprobs)
+        builder.finish(answer.finish)
+        keep(builder.response)
+        return builder.response
+
+    return await reply_when_done(request, [subscription], 1, build)
 
 
 @blueprint.post("/v1/responses/input_tokens")
@@ -152,7 +156,7 @@ def _generation(
         parallel_calls=sent.parallel_tool_calls is not False,
         sampling=options,
         top_logprobs=(sent.top_logprobs or 0) if _wants_logprobs(sent) else None,
-        deduplication_key=deduplication_key(
+        identity=identity_of(
             request.path, request.headers, request.body, deterministic=options.is_greedy
         ),
         on_turn=service.memory.remember,
