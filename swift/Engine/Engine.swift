@@ -38,7 +38,7 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
         do {
             switch options.backend {
             case .auto, .cpu: break
-            case .metal, .cuda:
+            case .metal, .cuda, .emulated:
                 throw EngineError.backendUnavailable(
                     "backend '\(options.backend.rawValue)' is not built into this library; use 'cpu'")
             }
