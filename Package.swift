@@ -17,7 +17,9 @@ let package = Package(
     targets: [
         .target(name: "CKernels", path: "swift/CKernels", cSettings: cFlags),
         .target(name: "GGUF", path: "swift/GGUF", swiftSettings: swiftFlags),
-        .target(name: "Compute", dependencies: ["CKernels"], path: "swift/Compute",
+        .target(name: "GPUSources", path: "swift/GPUSources", exclude: ["kernels.metal", "kernels.cu"],
+                cSettings: cFlags + [.unsafeFlags(["-Wno-unknown-warning-option", "-Wno-c23-extensions"])]),
+        .target(name: "Compute", dependencies: ["CKernels", "GPUSources"], path: "swift/Compute", exclude: ["Metal"],
                 swiftSettings: swiftFlags),
         .target(name: "Model", dependencies: ["Compute", "GGUF"], path: "swift/Model",
                 swiftSettings: swiftFlags),

@@ -44,6 +44,8 @@ public struct RowStore {
         self.memory = memory
     }
 
+    /// Rows that fit the pages there are.
+    public var capacity: Int { pages.count * rowsPerPage }
     public var byteCount: Int { pages.count * rowsPerPage * format.byteCount }
     var pageAddresses: [UnsafePointer<UInt8>?] {
         pages.map { UnsafePointer($0.buffer.contents.assumingMemoryBound(to: UInt8.self)) }

@@ -56,7 +56,6 @@ public final class Arena {
     private var slabs: [Slab] = []
     private var spare: Buffer?
     private static let alignment = 64
-    private static let smallestSlab = 1 << 20
 
     public struct Mark {
         let slabs: Int
@@ -64,8 +63,12 @@ public final class Arena {
     }
 
     private let memory: any Memory
+    private let smallestSlab: Int
 
-    public init(memory: any Memory = CPUMemory.shared) { self.memory = memory }
+    public init(memory: any Memory = CPUMemory.shared, smallestSlab: Int = 1 << 20) {
+        self.memory = memory
+        self.smallestSlab = smallestSlab
+    }
 
     public var byteCount: Int { slabs.reduce(spare?.byteCount ?? 0) { $0 + $1.buffer.byteCount } }
 
@@ -102,7 +105,7 @@ public final class Arena {
             slabs[slabs.count - 1].used += wanted
             return address(in: top.buffer, at: top.used)
         }
-        let size = max(wanted + Self.alignment, 2 * (slabs.last?.buffer.byteCount ?? 0), Self.smallestSlab)
+        let size = max(wanted + Self.alignment, 2 * (slabs.last?.buffer.byteCount ?? 0), smallestSlab)
         var buffer = spare
         if buffer == nil || buffer!.byteCount < wanted + Self.alignment {
             buffer = try Buffer(byteCount: size, in: memory)

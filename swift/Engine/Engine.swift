@@ -3,6 +3,7 @@ import GGUF
 import Model
 
 public struct EngineOptions: Sendable {
+    /// Emulated: the GPU's kernels on the CPU, for tests.
     public enum BackendChoice: String, Sendable { case auto, cpu, metal, cuda, emulated }
     public var backend = BackendChoice.auto
     /// Of the CPU backend; nil for one a processor.
@@ -36,19 +37,13 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
     /// - Throws: `EngineError`.
     public init(path: String, options: EngineOptions = EngineOptions()) throws {
         do {
-            switch options.backend {
-            case .auto, .cpu: break
-            case .metal, .cuda, .emulated:
-                throw EngineError.backendUnavailable(
-                    "backend '\(options.backend.rawValue)' is not built into this library; use 'cpu'")
-            }
             if let threads = options.threads, !(1...1024).contains(threads) {
                 throw EngineError.invalidArgument("threads: expected 1 to 1024, found \(threads)")
             }
             file = try GGUFFile(path: path)
             self.options = options
-            let backend = try CPUBackend(threads: options.threads)
-            threads = backend.threads
+            let backend: any Backend
+            (backend, threads) = try options.makeBackend(weightByteCount: file.tensors.reduce(0) { $0 + $1.byteCount })
             model = try Transformer(file, backend: backend, roundings: options.roundings)
             prefixes = Prefixes { [file, model] in modelIdentity(file, model.configuration, model.formats) }
         } catch {

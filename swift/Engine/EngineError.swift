@@ -24,6 +24,7 @@ public enum EngineError: Error, CustomStringConvertible {
         case let error as GGUFError: self = .file(error)
         case let error as ModelError: self = .model(error)
         case ComputeError.outOfMemory(let byteCount): self = .outOfMemory(byteCount: byteCount)
+        case ComputeError.device(let reason): self = .backendUnavailable(reason)
         case ComputeError.cancelled: self = .cancelled(position: 0)
         case let error as StoreError: self = .store("\(error)")
         default: self = .invalidArgument("\(error)")

@@ -1,0 +1,146 @@
+// MSL -> CUDA C++ (NVRTC with -default-device, or nvcc when every helper is `inline`). No CUDA headers are needed.
+#pragma once
+#define MSL_CUDA 1
+#define MSL_TILE_MMA 1
+#define __METAL_VERSION__ 310
+typedef unsigned char uchar; typedef unsigned short ushort; typedef unsigned int uint; typedef unsigned long ulong;
+#ifdef __CUDACC_RTC__
+typedef signed char int8_t; typedef short int16_t; typedef int int32_t; typedef long int64_t;
+typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned int uint32_t; typedef unsigned long uint64_t;
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fc00000)
+#define FLT_MAX 3.402823466e+38f
+#else
+#include <stdint.h>
+#include <math.h>
+#endif
+#define MSL_D __device__ __forceinline__
+#define METAL_FUNC MSL_D
+
+// ---- half, bfloat: storage of 16 bits, one rounding per operation ----
+struct half {
+    ushort u;
+    half() = default;
+    MSL_D half(float f) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(u) : "f"(f)); }
+    MSL_D half(int i) : half((float)i) { } MSL_D half(uint i) : half((float)i) { }
+    MSL_D operator float() const { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(u)); return f; }
+};
+struct bfloat {
+    ushort u;
+    bfloat() = default;
+    MSL_D bfloat(float f) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(u) : "f"(f)); }
+    MSL_D operator float() const { return __uint_as_float((uint)u << 16); }
+};
+#define MSL_HOP(T, op) MSL_D T operator op(T a, T b) { return T((float)a op (float)b); } \
+  MSL_D float operator op(T a, float b) { return (float)a op b; } MSL_D float operator op(float a, T b) { return a op (float)b; } \
+  MSL_D T operator op(T a, int b) { return T((float)a op (float)b); } MSL_D T operator op(int a, T b) { return T((float)a op (float)b); }
+#define MSL_HAS(T, op) MSL_D T &operator op##=(T &a, T b) { a = T((float)a op (float)b); return a; } MSL_D T &operator op##=(T &a, float b) { a = T((float)a op b); return a; }
+#define MSL_HALL(T) MSL_HOP(T, +) MSL_HOP(T, -) MSL_HOP(T, *) MSL_HOP(T, /) MSL_HAS(T, +) MSL_HAS(T, -) MSL_HAS(T, *) MSL_HAS(T, /) MSL_D T operator-(T a) { T r; r.u = a.u ^ 0x8000; return r; }
+MSL_HALL(half) MSL_HALL(bfloat)
+
+// ---- vectors with swizzles ----
+template <class T, int N> struct msl_vec;
+template <class T, int N> struct msl_size { enum { n = sizeof(T) * (N == 3 ? 4 : N) }; };
+template <class T, int M, int A, int B, int C = -1, int D = -1> struct msl_swz {        // lives in the vector's union
+    enum { N = C < 0 ? 2 : D < 0 ? 3 : 4 };
+    T e[M];
+    MSL_D operator msl_vec<T, N>() const { msl_vec<T, N> r; r[0] = e[A]; r[1] = e[B]; if (C >= 0) r[N > 2 ? 2 : 0] = e[C < 0 ? 0 : C]; if (D >= 0) r[N > 3 ? 3 : 0] = e[D < 0 ? 0 : D]; return r; }
+    MSL_D msl_swz &operator=(const msl_vec<T, N> &v) { e[A] = v[0]; e[B] = v[1]; if (C >= 0) e[C < 0 ? 0 : C] = v[N > 2 ? 2 : 0]; if (D >= 0) e[D < 0 ? 0 : D] = v[N > 3 ? 3 : 0]; return *this; }
+};
+template <class T, int M> struct msl_data;
+template <class T> struct __align__(2 * sizeof(T)) msl_data<T, 2> { union { T e[2]; struct { T x, y; }; struct { T r, g; }; msl_swz<T, 2, 0, 1> xy; msl_swz<T, 2, 1, 0> yx; msl_swz<T, 2, 0, 0> xx; msl_swz<T, 2, 1, 1> yy; }; };
+template <class T> struct __align__(4 * sizeof(T)) msl_data<T, 3> { union { T e[4]; struct { T x, y, z; }; struct { T r, g, b; }; msl_swz<T, 4, 0, 1> xy; msl_swz<T, 4, 1, 2> yz; msl_swz<T, 4, 0, 2> xz; msl_swz<T, 4, 0, 1, 2> xyz; }; };
+template <class T> struct __align__(sizeof(T) > 4 ? 16 : 4 * sizeof(T)) msl_data<T, 4> { union { T e[4]; struct { T x, y, z, w; }; struct { T r, g, b, a; };
+    msl_swz<T, 4, 0, 1> xy; msl_swz<T, 4, 0, 2> xz; msl_swz<T, 4, 0, 3> xw; msl_swz<T, 4, 1, 0> yx; msl_swz<T, 4, 1, 2> yz; msl_swz<T, 4, 1, 3> yw; msl_swz<T, 4, 2, 3> zw; msl_swz<T, 4, 3, 2> wz; msl_swz<T, 4, 2, 0> zx;
+    msl_swz<T, 4, 0, 1, 2> xyz; msl_swz<T, 4, 1, 2, 3> yzw; msl_swz<T, 4, 0, 1, 2, 3> xyzw; msl_swz<T, 4, 3, 2, 1, 0> wzyx; msl_swz<T, 4, 2, 3, 0, 1> zwxy; msl_swz<T, 4, 1, 0, 3, 2> yxwz; msl_swz<T, 4, 0, 0, 0, 0> xxxx; }; };
+template <class A> struct msl_el { typedef A type; enum { n = 1 }; };
+template <class T, int N> struct msl_el<msl_vec<T, N>> { typedef T type; enum { n = N }; };
+template <class T, int M, int A, int B, int C, int D> struct msl_el<msl_swz<T, M, A, B, C, D>> { typedef T type; enum { n = msl_swz<T, M, A, B, C, D>::N }; };
+template <bool B, class T = void> struct msl_if { }; template <class T> struct msl_if<true, T> { typedef T type; };
+template <class T> struct msl_is_scalar { enum { v = 0 }; };
+#define MSL_SC(T) template <> struct msl_is_scalar<T> { enum { v = 1 }; };
+MSL_SC(bool) MSL_SC(char) MSL_SC(signed char) MSL_SC(uchar) MSL_SC(short) MSL_SC(ushort) MSL_SC(int) MSL_SC(uint) MSL_SC(long) MSL_SC(ulong) MSL_SC(half) MSL_SC(bfloat) MSL_SC(float)
+template <class T, int N> struct msl_vec : msl_data<T, N> {
+    using msl_data<T, N>::e;
+    msl_vec() = default;
+    template <class S, class = typename msl_if<msl_is_scalar<S>::v>::type> MSL_D msl_vec(S s) { for (int i = 0; i < N; ++i) e[i] = (T)s; }      // splat (implicit, as in MSL)
+    template <class S, class = typename msl_if<!msl_is_scalar<S>::v>::type, int M = msl_el<S>::n> MSL_D explicit msl_vec(const S &o) { static_assert(M == N, "vector size"); msl_vec<typename msl_el<S>::type, N> v = o; for (int i = 0; i < N; ++i) e[i] = (T)v[i]; }
+    template <class A, class B, class... R> MSL_D msl_vec(const A &a, const B &b, const R &...r) { int k = 0; put(k, a); put(k, b); int d[] = {0, (put(k, r), 0)...}; (void)d; static_assert(sum<A, B, R...>() == N, "vector constructor: wrong number of components"); }
+    MSL_D T &operator[](int i) { return e[i]; }
+    MSL_D const T &operator[](int i) const { return e[i]; }
+private:
+    template <class A> static MSL_D constexpr int sum() { return msl_el<A>::n; }
+    template <class A, class B, class... R> static MSL_D constexpr int sum() { return msl_el<A>::n + sum<B, R...>(); }
+    template <class A> MSL_D typename msl_if<msl_el<A>::n == 1>::type put(int &k, const A &a) { e[k++] = (T)a; }
+    template <class A> MSL_D typename msl_if<(msl_el<A>::n > 1)>::type put(int &k, const A &a) { msl_vec<typename msl_el<A>::type, msl_el<A>::n> v = a; for (int i = 0; i < msl_el<A>::n; ++i) e[k++] = (T)v[i]; }
+};
+#define MSL_VOP(op) \
+  template <class T, int N> MSL_D msl_vec<T, N> operator op(msl_vec<T, N> a, msl_vec<T, N> b) { msl_vec<T, N> r; _Pragma("unroll") for (int i = 0; i < N; ++i) r[i] = a[i] op b[i]; return r; } \
+  template <class T, int N, class S, class = typename msl_if<msl_is_scalar<S>::v>::type> MSL_D msl_vec<T, N> operator op(msl_vec<T, N> a, S b) { return a op msl_vec<T, N>(b); } \
+  template <class T, int N, class S, class = typename msl_if<msl_is_scalar<S>::v>::type> MSL_D msl_vec<T, N> operator op(S a, msl_vec<T, N> b) { return msl_vec<T, N>(a) op b; } \
+  template <class T, int N, class B> MSL_D msl_vec<T, N> &operator op##=(msl_vec<T, N> &a, const B &b) { a = a op b; return a; }
+MSL_VOP(+) MSL_VOP(-) MSL_VOP(*) MSL_VOP(/) MSL_VOP(&) MSL_VOP(|) MSL_VOP(^) MSL_VOP(<<) MSL_VOP(>>) MSL_VOP(%)
+template <class T, int N> MSL_D msl_vec<T, N> operator-(msl_vec<T, N> a) { msl_vec<T, N> r; for (int i = 0; i < N; ++i) r[i] = -a[i]; return r; }
+#define MSL_VC(op) template <class T, int N> MSL_D msl_vec<bool, N> operator op(msl_vec<T, N> a, msl_vec<T, N> b) { msl_vec<bool, N> r; for (int i = 0; i < N; ++i) r[i] = a[i] op b[i]; return r; }
+MSL_VC(==) MSL_VC(!=) MSL_VC(<) MSL_VC(>) MSL_VC(<=) MSL_VC(>=)
+#define MSL_VT(T) typedef msl_vec<T, 2> msl_##T##2; typedef msl_vec<T, 3> msl_##T##3; typedef msl_vec<T, 4> msl_##T##4;
+MSL_VT(char) MSL_VT(uchar) MSL_VT(short) MSL_VT(ushort) MSL_VT(int) MSL_VT(uint) MSL_VT(long) MSL_VT(ulong) MSL_VT(half) MSL_VT(bfloat) MSL_VT(float) MSL_VT(bool)
+
+template <class T> struct msl_b { static MSL_D T get(uint x, uint, uint) { return (T)x; } };
+template <class T> struct msl_b<msl_vec<T, 2>> { static MSL_D msl_vec<T, 2> get(uint x, uint y, uint) { return msl_vec<T, 2>(x, y); } };
+template <class T> struct msl_b<msl_vec<T, 3>> { static MSL_D msl_vec<T, 3> get(uint x, uint y, uint z) { return msl_vec<T, 3>(x, y, z); } };
+struct msl_u3 { uint x, y, z; };
+template <class T> MSL_D T msl_builtin(msl_u3 v) { return msl_b<T>::get(v.x, v.y, v.z); }
+MSL_D msl_u3 msl_thread_position_in_threadgroup() { return {threadIdx.x, threadIdx.y, threadIdx.z}; }
+MSL_D msl_u3 msl_threadgroup_position_in_grid() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
+MSL_D msl_u3 msl_threads_per_threadgroup() { return {blockDim.x, blockDim.y, blockDim.z}; }
+MSL_D msl_u3 msl_threadgroups_per_grid() { return {gridDim.x, gridDim.y, gridDim.z}; }
+MSL_D msl_u3 msl_threads_per_grid() { return {gridDim.x * blockDim.x, gridDim.y * blockDim.y, gridDim.z * blockDim.z}; }
+MSL_D msl_u3 msl_thread_position_in_grid() { return {blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z}; }
+MSL_D msl_u3 msl_thread_index_in_threadgroup() { return {threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z), 0, 0}; }
+MSL_D msl_u3 msl_simdgroup_index_in_threadgroup() { return {msl_thread_index_in_threadgroup().x >> 5, 0, 0}; }
+MSL_D msl_u3 msl_thread_index_in_simdgroup() { return {msl_thread_index_in_threadgroup().x & 31, 0, 0}; }
+MSL_D msl_u3 msl_simdgroups_per_threadgroup() { return {(blockDim.x * blockDim.y * blockDim.z + 31) >> 5, 0, 0}; }
+MSL_D msl_u3 msl_threads_per_simdgroup() { return {32, 0, 0}; }
+extern __shared__ __align__(128) char msl_dyn_smem[];
+
+// ---- tensor cores, for tile.h ----
+MSL_D void msl_ldmatrix_x4(uint (&r)[4], const half *p) {
+    uint a = (uint)__cvta_generic_to_shared(p);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+}
+MSL_D void msl_mma_m16n8k16(float *c, const uint *a, const uint *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#define MSL_KERNEL static MSL_D
+#define msl_kernel
+#define msl_inline MSL_D
+#define msl_device
+#define msl_thread
+#define msl_constant const
+#define msl_threadgroup
+#define constant_decl static __device__ const
+#define threadgroup_decl __shared__
+#define char2 msl_char2
+#define char4 msl_char4
+#define uchar4 msl_uchar4
+#define short2 msl_short2
+#define short4 msl_short4
+#define ushort2 msl_ushort2
+#define ushort4 msl_ushort4
+#define int2 msl_int2
+#define int3 msl_int3
+#define int4 msl_int4
+#define uint2 msl_uint2
+#define uint3 msl_uint3
+#define uint4 msl_uint4
+#define ulong2 msl_ulong2
+#define half2 msl_half2
+#define half3 msl_half3
+#define half4 msl_half4
+#define bfloat4 msl_bfloat4
+#define float2 msl_float2
+#define float3 msl_float3
+#define float4 msl_float4
+#define bool4 msl_bool4

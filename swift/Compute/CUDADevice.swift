@@ -1,0 +1,183 @@
+#if canImport(Glibc)
+import Glibc
+#else
+import Darwin
+#endif
+
+/// An NVIDIA GPU, through its driver. Lists of commands that come again become graphs.
+public final class CUDADevice: GPUDevice {
+    public let name = "cuda"
+    public let model: String
+    public let isUnified = false
+
+    private let driver: CUDADriver
+    private let context: CUDADriver.Handle
+    private let stream: CUDADriver.Handle
+    private let module: CUDADriver.Handle
+    private let functions: [CUDADriver.Handle]
+    /// Memory that copies to and from without an extra copy.
+    private let staging: UnsafeMutableRawPointer
+    private static let stagingByteCount = 16 << 20
+
+    private struct Graph {
+        let words: [UInt64]
+        let executable: CUDADriver.Handle
+        var lastUse: Int
+    }
+    private var graphs: [UInt64: Graph] = [:]
+    /// Of lists that were run once; the second time makes a graph.
+    private var seen: Set<UInt64> = []
+    private var uses = 0
+    private let usesGraphs = getenv("PYDS4_CUDA_NO_GRAPHS") == nil
+    private static let mostGraphs = 16
+
+    /// - Throws: `ComputeError.device`: no driver, no GPU, one too old, or no compiler for it.
+    public init() throws {
+        let driver = try CUDADriver()
+        self.driver = driver
+        var device: Int32 = 0
+        try driver.check(driver.initialise(0), "no NVIDIA GPU can be used")
+        try driver.check(driver.deviceGet(&device, 0), "no NVIDIA GPU was found")
+        var text = [CChar](repeating: 0, count: 128)
+        _ = driver.deviceName(&text, 128, device)
+        model = String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        var major: Int32 = 0, minor: Int32 = 0
+        _ = driver.deviceAttribute(&major, 75, device)
+        _ = driver.deviceAttribute(&minor, 76, device)
+        guard major >= 8 else {
+            throw ComputeError.device("backend 'cuda': \(model) has compute capability \(major).\(minor); 8.0 is needed")
+        }
+        var context: CUDADriver.Handle = nil, stream: CUDADriver.Handle = nil, module: CUDADriver.Handle = nil
+        try driver.check(driver.contextRetain(&context, device), "opening \(model)")
+        try driver.check(driver.contextSet(context), "using \(model)")
+        try driver.check(driver.streamCreate(&stream, 1), "making a stream")
+        let code = try CUDACompiler.kernels(architecture: "sm_\(major)\(minor)")
+        try driver.check(code.withUnsafeBytes { driver.moduleLoad(&module, $0.baseAddress!) }, "loading the kernels")
+        functions = try GPUKernel.allCases.map { kernel in
+            var function: CUDADriver.Handle = nil
+            try driver.check(driver.moduleFunction(&function, module, "msl_" + kernel.name), "kernel \(kernel.name)")
+            return function
+        }
+        var staging: UnsafeMutableRawPointer?
+        try driver.check(driver.allocateHost(&staging, Self.stagingByteCount, 0), "allocating pinned memory")
+        self.staging = staging!
+        self.context = context
+        self.stream = stream
+        self.module = module
+    }
+
+    deinit {
+        _ = driver.contextSet(context)
+        _ = driver.streamWait(stream)
+        for graph in graphs.values { _ = driver.graphExecDestroy(graph.executable) }
+        _ = driver.freeHost(staging)
+        _ = driver.moduleUnload(module)
+        _ = driver.streamDestroy(stream)
+    }
+
+    /// The context belongs to a thread, and callers may be any thread.
+    private func enter() { _ = driver.contextSet(context) }
+
+    public var availableByteCount: Int {
+        enter()
+        var free = 0, total = 0
+        return driver.memoryInfo(&free, &total) == 0 ? free : 0
+    }
+
+    public func allocate(byteCount: Int) throws -> UnsafeMutableRawPointer {
+        enter()
+        var address: CUDADriver.Address = 0
+        guard driver.allocate(&address, max(byteCount, 1)) == 0, let pointer = UnsafeMutableRawPointer(bitPattern: UInt(address))
+        else { throw ComputeError.outOfMemory(byteCount: byteCount) }
+        return pointer
+    }
+
+    public func free(_ address: UnsafeMutableRawPointer) {
+        enter()
+        _ = driver.free(CUDADriver.Address(UInt(bitPattern: address)))
+    }
+
+    public func adopt(_ address: UnsafeRawPointer, byteCount: Int) { preconditionFailure("memory is not unified") }
+    public func kernelAddress(_ address: UnsafeRawPointer) -> UInt64 { UInt64(UInt(bitPattern: address)) }
+
+    // MARK: Commands
+
+    public func run(_ commands: GPUCommands) throws {
+        enter()
+        guard usesGraphs else { return try encode(commands) }
+        uses += 1
+        if var graph = graphs[commands.hash], graph.words == commands.words {
+            graph.lastUse = uses
+            graphs[commands.hash] = graph
+            return try driver.check(driver.graphLaunch(graph.executable, stream), "replaying a graph")
+        }
+        guard seen.remove(commands.hash) != nil else {
+            if seen.count > 256 { seen.removeAll() }
+            seen.insert(commands.hash)
+            return try encode(commands)
+        }
+        try keepGraph(commands)
+        try driver.check(driver.graphLaunch(graphs[commands.hash]!.executable, stream), "replaying a graph")
+    }
+
+    private func keepGraph(_ commands: GPUCommands) throws {
+        if graphs.count >= Self.mostGraphs, let oldest = graphs.min(by: { $0.value.lastUse < $1.value.lastUse }) {
+            _ = driver.graphExecDestroy(oldest.value.executable)
+            graphs[oldest.key] = nil
+        }
+        var graph: CUDADriver.Handle = nil, executable: CUDADriver.Handle = nil
+        try driver.check(driver.captureBegin(stream, 2), "beginning a graph")
+        let encoded = Result { try encode(commands) }
+        let ended = driver.captureEnd(stream, &graph)
+        try encoded.get()
+        try driver.check(ended, "ending a graph")
+        defer { _ = driver.graphDestroy(graph) }
+        try driver.check(driver.graphInstantiate(&executable, graph, 0), "making a graph")
+        if let old = graphs[commands.hash] { _ = driver.graphExecDestroy(old.executable) }
+        graphs[commands.hash] = Graph(words: commands.words, executable: executable, lastUse: uses)
+    }
+
+    private func encode(_ commands: GPUCommands) throws {
+        var parameters = [UnsafeMutableRawPointer?](repeating: nil, count: 32)
+        try commands.forEach { command in
+            switch command {
+            case let .dispatch(kernel, grid, buffers, arguments):
+                for i in buffers.indices {
+                    parameters[i] = UnsafeMutableRawPointer(mutating: buffers.baseAddress! + i)
+                }
+                parameters[buffers.count] = UnsafeMutableRawPointer(mutating: arguments.baseAddress)
+                try driver.check(
+                    driver.launch(functions[kernel.rawValue], UInt32(grid.0), UInt32(grid.1), UInt32(grid.2),
+                                  UInt32(kernel.threads), 1, 1, 0, stream, &parameters, nil),
+                    "starting kernel \(kernel.name)")
+            case let .copy(source, target, byteCount):
+                try driver.check(driver.copyOnDevice(UInt64(target), UInt64(source), byteCount, stream), "copying")
+            case let .clear(target, byteCount):
+                try driver.check(driver.fill(UInt64(target), 0, byteCount, stream), "clearing")
+            }
+        }
+    }
+
+    public func write(_ host: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int) throws {
+        enter()
+        // From pageable memory the driver has copied when it returns.
+        try driver.check(driver.copyToDevice(UInt64(UInt(bitPattern: target)), host, byteCount, stream),
+                         "copying \(byteCount) bytes to the GPU")
+    }
+
+    public func read(_ source: UnsafeRawPointer, into host: UnsafeMutableRawPointer, byteCount: Int) throws {
+        enter()
+        for offset in stride(from: 0, to: byteCount, by: Self.stagingByteCount) {
+            let part = min(Self.stagingByteCount, byteCount - offset)
+            try driver.check(driver.copyToHost(staging, UInt64(UInt(bitPattern: source + offset)), part, stream),
+                             "copying \(byteCount) bytes from the GPU")
+            try driver.check(driver.streamWait(stream), "computing")
+            (host + offset).copyMemory(from: staging, byteCount: part)
+        }
+    }
+
+    public func wait() throws {
+        enter()
+        try driver.check(driver.streamWait(stream), "computing")
+    }
+}

@@ -1,0 +1,86 @@
+import GPUSources
+
+extension GPUBackend {
+    private func emptyRouting(_ n: Int, used: Int, experts: Int) throws -> Routing {
+        guard used <= 32, experts <= 1024 else {
+            throw ComputeError.device("\(used) of \(experts) experts a token: the GPU takes at most 32 of 1024")
+        }
+        return Routing(ids: try arena.intTensor(n, used), weights: try arena.tensor(n, used))
+    }
+
+    public func routeTopK(_ logits: Tensor, bias: Vector, used: Int, scale: Float) throws -> Routing {
+        let routing = try emptyRouting(logits.rows, used: used, experts: logits.width)
+        dispatch(.router_top_k, (logits.rows, 1, 1),
+                 [logits.floats.raw, try weights[bias], routing.ids.ints.raw, routing.weights.floats.raw],
+                 gpu_router(experts: UInt32(logits.width), used: UInt32(used), scale: scale, unused: 0))
+        return routing
+    }
+
+    public func routeHash(_ logits: Tensor, table: IntTable, tokens: IntTensor, used: Int,
+                          scale: Float) throws -> Routing {
+        let routing = try emptyRouting(logits.rows, used: used, experts: logits.width)
+        dispatch(.router_hash, (logits.rows, 1, 1),
+                 [logits.floats.raw, weights[table], tokens.ints.raw, routing.ids.ints.raw, routing.weights.floats.raw],
+                 gpu_router(experts: UInt32(logits.width), used: UInt32(used), scale: scale, unused: 0))
+        return routing
+    }
+
+    public func experts(_ call: ExpertsCall) throws -> Tensor {
+        let gate = weights[call.gate], down = weights[call.down], shared = weights[call.sharedDown]
+        precondition(gate.type == weights[call.up].type && gate.plane == weights[call.up].plane,
+                     "\(call.gate.name) and \(call.up.name) differ in type")
+        let arguments = gpu_experts(
+            type: gate.type, down_type: down.type, shared_type: shared.type, n: UInt32(call.x.rows),
+            used: UInt32(call.routing.ids.width), experts: UInt32(call.gate.count), hidden: UInt32(call.gate.columns),
+            inner: UInt32(call.gate.rows), shared_inner: UInt32(call.sharedGate.width), clamp: call.clamp,
+            shared_clamp: call.sharedClamp, tile: UInt32(Self.tileTokens), plane: gate.plane,
+            down_plane: down.plane, shared_plane: shared.plane)
+        let many = [gate, down, shared].allSatisfy { usesTiles($0, tokens: call.x.rows) }
+        return try many ? manyTokens(call, arguments) : fewTokens(call, arguments)
+    }
+
+    private static let expertRows = 8
+
+    private func fewTokens(_ call: ExpertsCall, _ arguments: gpu_experts) throws -> Tensor {
+        let n = call.x.rows, assignments = call.routing.ids.count
+        let y = try arena.tensor(n, call.down.rows), h = try arena.tensor(assignments, call.gate.rows)
+        dispatch(.experts_gate_up, (call.gate.rows / Self.expertRows, assignments, 1),
+                 [weights[call.gate].address, weights[call.up].address, call.x.floats.raw, call.routing.ids.ints.raw,
+                  call.routing.weights.floats.raw, h.floats.raw], arguments)
+        dispatch(.experts_down, (call.down.rows / Self.expertRows, n, 1),
+                 [weights[call.down].address, weights[call.sharedDown].address, h.floats.raw, call.routing.ids.ints.raw,
+                  call.sharedGate.floats.raw, call.sharedUp.floats.raw, y.floats.raw], arguments)
+        return y
+    }
+
+    private func manyTokens(_ call: ExpertsCall, _ arguments: gpu_experts) throws -> Tensor {
+        let n = call.x.rows, assignments = call.routing.ids.count, inner = call.gate.rows, hidden = call.down.rows
+        let tileCount = assignments / Self.tileTokens + min(call.gate.count, assignments)
+        dispatch(.shared_swiglu, ((call.sharedGate.width + 255) / 256, n, 1),
+                 [call.sharedGate.floats.raw, call.sharedUp.floats.raw], arguments)
+        let y = try project(call.sharedGate, [call.sharedDown])[0]
+
+        let mark = arena.mark()
+        let order = try arena.intTensor(assignments), place = try arena.intTensor(assignments)
+        let tiles = try arena.intTensor(tileCount, 4)
+        dispatch(.experts_sort, (1, 1, 1), [call.routing.ids.ints.raw, order.ints.raw, place.ints.raw, tiles.ints.raw], arguments)
+        func multiply(_ matrix: Matrix, _ x: Tensor, _ y: Tensor, gather: Int) {
+            let w = weights[matrix]
+            dispatch(.matmul_experts, ((matrix.rows + Self.tileRows - 1) / Self.tileRows, tileCount, 1),
+                     [w.address, x.floats.raw, y.floats.raw, tiles.ints.raw, order.ints.raw],
+                     gpu_matmul(type: w.type, n: UInt32(assignments), rows: UInt32(matrix.rows),
+                                columns: UInt32(matrix.columns), ldx: UInt32(matrix.columns), ldy: UInt32(matrix.rows),
+                                group_rows: UInt32(matrix.rows), gather: UInt32(gather), plane: w.plane))
+        }
+        let gate = try arena.tensor(assignments, inner), up = try arena.tensor(assignments, inner)
+        multiply(call.gate, call.x, gate, gather: call.routing.ids.width)
+        multiply(call.up, call.x, up, gather: call.routing.ids.width)
+        dispatch(.experts_swiglu, ((inner + 255) / 256, assignments, 1),
+                 [gate.floats.raw, up.floats.raw, order.ints.raw, call.routing.weights.floats.raw], arguments)
+        let parts = try arena.tensor(assignments, hidden)
+        multiply(call.down, gate, parts, gather: 0)
+        dispatch(.experts_sum, ((hidden + 255) / 256, n, 1), [parts.floats.raw, place.ints.raw, y.floats.raw], arguments)
+        arena.release(to: mark)
+        return y
+    }
+}

@@ -1,0 +1,229 @@
+import GPUSources
+
+/// The kernels of Compute/Metal on a GPU. One method is one or a few commands; nothing waits but `read`.
+///
+/// Kernels take positions from device memory and everything else from shapes, so that the commands of
+/// one token are those of the next: a device may replay them as a whole.
+public final class GPUBackend: Backend {
+    public var name: String { device.name }
+    public let arena: Arena
+    public var memory: any Memory { gpu }
+    public let chunkTokens = 2048
+    /// Products in f32 only, as slow as that is; else many tokens go through the matrix units in half.
+    public let isExact: Bool
+
+    let device: any GPUDevice
+    let gpu: GPUMemory
+    let weights: GPUWeights
+    private var pageTables: [[UInt64]: Buffer] = [:]
+    private var logits: [Float] = []
+
+    /// Above this many tokens weights are read once a tile, not once for four tokens.
+    static let fewTokens = 8
+    private static let mostPageTables = 4096
+
+    public init(_ device: any GPUDevice, isExact: Bool = false) {
+        self.device = device
+        self.isExact = isExact
+        gpu = GPUMemory(device)
+        arena = Arena(memory: gpu, smallestSlab: 64 << 20)
+        weights = GPUWeights(gpu)
+    }
+
+    public func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
+        for m in weights where m.columns % 32 != 0 {
+            throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU needs a multiple of 32")
+        }
+        try self.weights.load(weights, tables)
+    }
+
+    func dispatch<T>(_ kernel: GPUKernel, _ grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?], _ arguments: T) {
+        gpu.dispatch(kernel, grid: grid, addresses, arguments)
+    }
+
+    // MARK: Between the CPU and here
+
+    public func upload(_ values: [Int32]) throws -> IntTensor {
+        let out = try arena.intTensor(values.count)
+        gpu.write(values, to: out.ints, byteCount: values.count * 4)
+        return out
+    }
+
+    public func read(_ x: Tensor, _ receive: (UnsafeBufferPointer<Float>) -> Void) throws {
+        if logits.count < x.count { logits = [Float](repeating: 0, count: x.count) }
+        logits.withUnsafeMutableBytes { gpu.read(x.floats, into: $0.baseAddress!, byteCount: x.count * 4) }
+        try gpu.check()
+        logits.withUnsafeBufferPointer { receive(UnsafeBufferPointer(rebasing: $0[..<x.count])) }
+    }
+
+    /// A table of the addresses of a store's pages, kept as long as the pages are the same.
+    func pageTable(_ rows: RowStore) throws -> UnsafeRawPointer {
+        let addresses = rows.pageAddresses.map { device.kernelAddress($0!) }
+        if let found = pageTables[addresses] { return UnsafeRawPointer(found.contents) }
+        if pageTables.count >= Self.mostPageTables { pageTables.removeAll() }
+        let buffer = try Buffer(byteCount: max(addresses.count, 1) * 8, in: gpu)
+        if !addresses.isEmpty { buffer.write(addresses, byteCount: addresses.count * 8) }
+        pageTables[addresses] = buffer
+        return UnsafeRawPointer(buffer.contents)
+    }
+
+    // MARK: Matrices and norms
+
+    public func embed(_ table: Matrix, _ tokens: IntTensor) throws -> Tensor {
+        let out = try arena.tensor(tokens.count, table.columns), w = weights[table]
+        dispatch(.matmul_embed, (tokens.count, 1, 1), [w.address, tokens.ints.raw, out.floats.raw],
+                 gpu_embed(type: w.type, columns: UInt32(table.columns), plane: w.plane))
+        return out
+    }
+
+    public func project(_ x: Tensor, _ matrices: [Matrix]) throws -> [Tensor] {
+        let outputs = try matrices.map { try arena.tensor(x.rows, $0.rows) }
+        multiply(x, zip(matrices, outputs).map { ($0, $1, 1) })
+        return outputs
+    }
+
+    public func projectGroups(_ x: Tensor, _ matrix: Matrix, groups: Int) throws -> Tensor {
+        let out = try arena.tensor(x.rows, matrix.rows)
+        multiply(x, [(matrix, out, groups)])
+        return out
+    }
+
+    private static let tileTypes: Set<UInt32> = Set(
+        [GPU_F16, GPU_Q8_0, GPU_Q8_0_PLANES, GPU_MXFP4, GPU_Q2_K, GPU_Q4_K, GPU_IQ2_XXS, GPU_IQ2_XXS_PLANES]
+            .map { UInt32($0) })
+    private static let commonTypes: Set<UInt32> = Set([GPU_F32, GPU_F16, GPU_Q8_0_PLANES].map { UInt32($0) })
+    static let tileTokens = 64
+    static let tileRows = 128
+
+    func usesTiles(_ weight: GPUWeight, tokens: Int) -> Bool {
+        !isExact && tokens > Self.fewTokens && Self.tileTypes.contains(weight.type)
+    }
+
+    /// y = w · x for each of `jobs`; in `groups` groups of rows that each read their own slice of x.
+    private func multiply(_ x: Tensor, _ jobs: [(matrix: Matrix, y: Tensor, groups: Int)]) {
+        var few: [(matrix: Matrix, y: Tensor, groups: Int)] = []
+        for job in jobs {
+            let w = weights[job.matrix], rows = job.matrix.rows
+            // A tile of rows reads one slice.
+            guard usesTiles(w, tokens: x.rows), rows / job.groups % Self.tileRows == 0 || job.groups == 1 else {
+                few.append(job)
+                continue
+            }
+            dispatch(.matmul_tile,
+                     ((rows + Self.tileRows - 1) / Self.tileRows, (x.rows + Self.tileTokens - 1) / Self.tileTokens, 1),
+                     [w.address, x.floats.raw, job.y.floats.raw],
+                     gpu_matmul(type: w.type, n: UInt32(x.rows), rows: UInt32(rows), columns: UInt32(job.matrix.columns),
+                                ldx: UInt32(x.width), ldy: UInt32(rows), group_rows: UInt32(rows / job.groups),
+                                gather: 0, plane: w.plane))
+        }
+        for first in stride(from: 0, to: few.count, by: GPU_MOST_JOBS) {
+            multiplyFew(x, few[first..<min(first + GPU_MOST_JOBS, few.count)])
+        }
+    }
+
+    private static let matvecRows = 8
+
+    private func multiplyFew(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) {
+        // One base address: jobs say how far their output is from it.
+        let base = jobs.map(\.y.floats).min()!
+        var call = gpu_matvec()
+        call.n = UInt32(x.rows)
+        call.ldx = UInt32(x.width)
+        call.jobs = UInt32(jobs.count)
+        var addresses: [UnsafeRawPointer?] = [], tiles = 0, isCommon = true
+        withUnsafeMutableBytes(of: &call.job) { bytes in
+            let list = bytes.bindMemory(to: gpu_matrix_job.self)
+            for (slot, job) in jobs.enumerated() {
+                let w = weights[job.matrix], rows = job.matrix.rows
+                list[slot] = gpu_matrix_job(
+                    type: w.type, rows: UInt32(rows), columns: UInt32(job.matrix.columns),
+                    group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles), unused: 0, plane: w.plane,
+                    out: UInt64(job.y.floats - base))
+                // A simdgroup's two rows read one slice of x.
+                precondition(job.groups == 1 || rows / job.groups % 2 == 0)
+                tiles += (rows + Self.matvecRows - 1) / Self.matvecRows
+                addresses.append(w.address)
+                isCommon = isCommon && Self.commonTypes.contains(w.type)
+            }
+        }
+        while addresses.count < GPU_MOST_JOBS { addresses.append(addresses[0]) }
+        addresses += [UnsafeRawPointer(x.floats), UnsafeRawPointer(base)]
+        if x.rows == 1 {
+            dispatch(isCommon ? .matvec_common : .matvec_1, (tiles, 1, 1), addresses, call)
+        } else {
+            dispatch(.matvec_4, (tiles, (x.rows + 3) / 4, 1), addresses, call)
+        }
+    }
+
+    public func rmsNorm(_ x: Tensor, width: Int, weight: Vector, epsilon: Float) throws -> Tensor {
+        let out = Tensor(shape: x.shape, floats: try arena.tensor(x.count).floats)
+        dispatch(.rms_norm_f32, (x.count / width, 1, 1), [x.floats.raw, try weights[weight], out.floats.raw],
+                 gpu_rms_norm(width: UInt32(width), epsilon: epsilon))
+        return out
+    }
+
+    // MARK: Hyper-connections
+
+    private func hc(_ n: Int, _ dim: Int) -> gpu_hc {
+        var call = gpu_hc()
+        call.n = UInt32(n)
+        call.dim = UInt32(dim)
+        return call
+    }
+
+    private func elements(_ count: Int) -> Int { (count + 255) / 256 }
+
+    public func hcSpread(_ x: Tensor) throws -> Tensor {
+        let streams = try arena.tensor(x.rows, 4, x.width)
+        dispatch(.hc_spread, (elements(x.width), x.rows, 1), [x.floats.raw, streams.floats.raw], hc(x.rows, x.width))
+        return streams
+    }
+
+    private func hcMix(_ streams: Tensor, _ w: HyperConnectionWeights, _ epsilon: Float) throws -> (Tensor, gpu_hc) {
+        let fn = weights[w.fn], outputs = w.fn.rows
+        var call = hc(streams.rows, streams.width / 4)
+        call.outputs = UInt32(outputs)
+        call.iterations = UInt32(w.sinkhornIterations)
+        call.norm_epsilon = w.normEpsilon
+        call.epsilon = w.epsilon
+        call.input_epsilon = epsilon
+        call.type = fn.type
+        call.plane = fn.plane
+        let mix = try arena.tensor(streams.rows, outputs + 1)
+        dispatch(.hc_mix, (outputs + 1, streams.rows, 1), [streams.floats.raw, fn.address, mix.floats.raw], call)
+        return (mix, call)
+    }
+
+    public func hcEnter(_ streams: Tensor, _ w: HyperConnectionWeights, norm: Vector,
+                        epsilon: Float) throws -> (x: Tensor, mix: HyperConnectionMix) {
+        let (mix, call) = try hcMix(streams, w, epsilon), n = streams.rows
+        let out = HyperConnectionMix(pre: mix, post: try arena.tensor(n, 4), comb: try arena.tensor(n, 4, 4))
+        let x = try arena.tensor(n, streams.width / 4)
+        dispatch(.hc_enter, (n, 1, 1),
+                 [mix.floats.raw, try weights[w.scale], try weights[w.base], streams.floats.raw, try weights[norm],
+                  out.post.floats.raw, out.comb.floats.raw, x.floats.raw], call)
+        return (x, out)
+    }
+
+    public func hcHead(_ streams: Tensor, _ w: HyperConnectionWeights, norm: Vector, epsilon: Float) throws -> Tensor {
+        let (mix, call) = try hcMix(streams, w, epsilon), n = streams.rows
+        let x = try arena.tensor(n, streams.width / 4)
+        dispatch(.hc_head, (n, 1, 1),
+                 [mix.floats.raw, try weights[w.scale], try weights[w.base], streams.floats.raw, try weights[norm], x.floats.raw],
+                 call)
+        return x
+    }
+
+    public func hcLeave(_ streams: Tensor, _ y: Tensor, _ mix: HyperConnectionMix) throws {
+        dispatch(.hc_leave, (elements(y.width), y.rows, 1),
+                 [y.floats.raw, mix.post.floats.raw, mix.comb.floats.raw, streams.floats.raw], hc(y.rows, y.width))
+    }
+}
+
+extension UnsafeMutablePointer {
+    var raw: UnsafeRawPointer { UnsafeRawPointer(self) }
+}
+
+extension UnsafeMutableRawPointer {
+    var raw: UnsafeRawPointer { UnsafeRawPointer(self) }
+}

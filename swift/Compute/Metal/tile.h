@@ -1,0 +1,56 @@
+// tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
+// simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
+// either branch, emulated.
+//
+// A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
+// memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
+#ifndef TILE_H
+#define TILE_H
+#include <metal_stdlib>
+using namespace metal;
+#define TILE 16
+
+#ifdef MSL_TILE_MMA       // CUDA; on the host -DMSL_TILE_MMA runs this branch too, with ldmatrix and mma emulated
+struct tile_a { uint r[4]; };
+struct tile_b { uint r[4]; };
+struct tile_c { float r[8]; };
+inline void tile_zero(thread tile_c &c) { for (int i = 0; i < 8; ++i) c.r[i] = 0.0f; }
+inline void tile_load_a(thread tile_a &t, threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4(t.r, p + (lane & 15) * ld + (lane >> 4) * 8);
+}
+inline void tile_load_bt(thread tile_b &t, threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4(t.r, p + ((lane & 7) + ((lane >> 4) << 3)) * ld + ((lane >> 3) & 1) * 8);
+}
+inline void tile_mma(thread tile_c &c, thread tile_a &a, thread tile_b &b) {
+    msl_mma_m16n8k16(c.r, a.r, b.r);
+    msl_mma_m16n8k16(c.r + 4, a.r, b.r + 2);
+}
+inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort lane) {
+    const uint r = lane >> 2, x = (lane & 3) * 2;
+    for (int h = 0; h < 2; ++h) {
+        *(threadgroup float2 *)(p + r * ld + h * 8 + x)       = float2(c.r[h * 4 + 0], c.r[h * 4 + 1]);
+        *(threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
+    }
+}
+#else
+struct tile_a { simdgroup_half8x8 m[2][2]; };
+struct tile_b { simdgroup_half8x8 m[2][2]; };
+struct tile_c { simdgroup_float8x8 m[2][2]; };
+inline void tile_zero(thread tile_c &c) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) c.m[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+}
+inline void tile_load_a(thread tile_a &t, threadgroup const half *p, ushort ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int k = 0; k < 2; ++k) simdgroup_load(t.m[i][k], p + i * 8 * ld + k * 8, ld);
+}
+inline void tile_load_bt(thread tile_b &t, threadgroup const half *p, ushort ld, ushort lane) {
+    for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + j * 8 * ld + k * 8, ld, ulong2(0), true);
+}
+inline void tile_mma(thread tile_c &c, thread tile_a &a, thread tile_b &b) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int k = 0; k < 2; ++k)
+        simdgroup_multiply_accumulate(c.m[i][j], a.m[i][k], b.m[k][j], c.m[i][j]);
+}
+inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
+}
+#endif
+#endif

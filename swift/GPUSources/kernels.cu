@@ -1,0 +1,2532 @@
+// MSL -> CUDA C++ (NVRTC with -default-device, or nvcc when every helper is `inline`). No CUDA headers are needed.
+
+#define MSL_CUDA 1
+#define MSL_TILE_MMA 1
+#define __METAL_VERSION__ 310
+typedef unsigned char uchar; typedef unsigned short ushort; typedef unsigned int uint; typedef unsigned long ulong;
+#ifdef __CUDACC_RTC__
+typedef signed char int8_t; typedef short int16_t; typedef int int32_t; typedef long int64_t;
+typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned int uint32_t; typedef unsigned long uint64_t;
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fc00000)
+#define FLT_MAX 3.402823466e+38f
+#else
+#include <stdint.h>
+#include <math.h>
+#endif
+#define MSL_D __device__ __forceinline__
+#define METAL_FUNC MSL_D
+
+// ---- half, bfloat: storage of 16 bits, one rounding per operation ----
+struct half {
+    ushort u;
+    half() = default;
+    MSL_D half(float f) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(u) : "f"(f)); }
+    MSL_D half(int i) : half((float)i) { } MSL_D half(uint i) : half((float)i) { }
+    MSL_D operator float() const { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(u)); return f; }
+};
+struct bfloat {
+    ushort u;
+    bfloat() = default;
+    MSL_D bfloat(float f) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(u) : "f"(f)); }
+    MSL_D operator float() const { return __uint_as_float((uint)u << 16); }
+};
+#define MSL_HOP(T, op) MSL_D T operator op(T a, T b) { return T((float)a op (float)b); } \
+  MSL_D float operator op(T a, float b) { return (float)a op b; } MSL_D float operator op(float a, T b) { return a op (float)b; } \
+  MSL_D T operator op(T a, int b) { return T((float)a op (float)b); } MSL_D T operator op(int a, T b) { return T((float)a op (float)b); }
+#define MSL_HAS(T, op) MSL_D T &operator op##=(T &a, T b) { a = T((float)a op (float)b); return a; } MSL_D T &operator op##=(T &a, float b) { a = T((float)a op b); return a; }
+#define MSL_HALL(T) MSL_HOP(T, +) MSL_HOP(T, -) MSL_HOP(T, *) MSL_HOP(T, /) MSL_HAS(T, +) MSL_HAS(T, -) MSL_HAS(T, *) MSL_HAS(T, /) MSL_D T operator-(T a) { T r; r.u = a.u ^ 0x8000; return r; }
+MSL_HALL(half) MSL_HALL(bfloat)
+
+// ---- vectors with swizzles ----
+template <class T, int N> struct msl_vec;
+template <class T, int N> struct msl_size { enum { n = sizeof(T) * (N == 3 ? 4 : N) }; };
+template <class T, int M, int A, int B, int C = -1, int D = -1> struct msl_swz {        // lives in the vector's union
+    enum { N = C < 0 ? 2 : D < 0 ? 3 : 4 };
+    T e[M];
+    MSL_D operator msl_vec<T, N>() const { msl_vec<T, N> r; r[0] = e[A]; r[1] = e[B]; if (C >= 0) r[N > 2 ? 2 : 0] = e[C < 0 ? 0 : C]; if (D >= 0) r[N > 3 ? 3 : 0] = e[D < 0 ? 0 : D]; return r; }
+    MSL_D msl_swz &operator=(const msl_vec<T, N> &v) { e[A] = v[0]; e[B] = v[1]; if (C >= 0) e[C < 0 ? 0 : C] = v[N > 2 ? 2 : 0]; if (D >= 0) e[D < 0 ? 0 : D] = v[N > 3 ? 3 : 0]; return *this; }
+};
+template <class T, int M> struct msl_data;
+template <class T> struct __align__(2 * sizeof(T)) msl_data<T, 2> { union { T e[2]; struct { T x, y; }; struct { T r, g; }; msl_swz<T, 2, 0, 1> xy; msl_swz<T, 2, 1, 0> yx; msl_swz<T, 2, 0, 0> xx; msl_swz<T, 2, 1, 1> yy; }; };
+template <class T> struct __align__(4 * sizeof(T)) msl_data<T, 3> { union { T e[4]; struct { T x, y, z; }; struct { T r, g, b; }; msl_swz<T, 4, 0, 1> xy; msl_swz<T, 4, 1, 2> yz; msl_swz<T, 4, 0, 2> xz; msl_swz<T, 4, 0, 1, 2> xyz; }; };
+template <class T> struct __align__(sizeof(T) > 4 ? 16 : 4 * sizeof(T)) msl_data<T, 4> { union { T e[4]; struct { T x, y, z, w; }; struct { T r, g, b, a; };
+    msl_swz<T, 4, 0, 1> xy; msl_swz<T, 4, 0, 2> xz; msl_swz<T, 4, 0, 3> xw; msl_swz<T, 4, 1, 0> yx; msl_swz<T, 4, 1, 2> yz; msl_swz<T, 4, 1, 3> yw; msl_swz<T, 4, 2, 3> zw; msl_swz<T, 4, 3, 2> wz; msl_swz<T, 4, 2, 0> zx;
+    msl_swz<T, 4, 0, 1, 2> xyz; msl_swz<T, 4, 1, 2, 3> yzw; msl_swz<T, 4, 0, 1, 2, 3> xyzw; msl_swz<T, 4, 3, 2, 1, 0> wzyx; msl_swz<T, 4, 2, 3, 0, 1> zwxy; msl_swz<T, 4, 1, 0, 3, 2> yxwz; msl_swz<T, 4, 0, 0, 0, 0> xxxx; }; };
+template <class A> struct msl_el { typedef A type; enum { n = 1 }; };
+template <class T, int N> struct msl_el<msl_vec<T, N>> { typedef T type; enum { n = N }; };
+template <class T, int M, int A, int B, int C, int D> struct msl_el<msl_swz<T, M, A, B, C, D>> { typedef T type; enum { n = msl_swz<T, M, A, B, C, D>::N }; };
+template <bool B, class T = void> struct msl_if { }; template <class T> struct msl_if<true, T> { typedef T type; };
+template <class T> struct msl_is_scalar { enum { v = 0 }; };
+#define MSL_SC(T) template <> struct msl_is_scalar<T> { enum { v = 1 }; };
+MSL_SC(bool) MSL_SC(char) MSL_SC(signed char) MSL_SC(uchar) MSL_SC(short) MSL_SC(ushort) MSL_SC(int) MSL_SC(uint) MSL_SC(long) MSL_SC(ulong) MSL_SC(half) MSL_SC(bfloat) MSL_SC(float)
+template <class T, int N> struct msl_vec : msl_data<T, N> {
+    using msl_data<T, N>::e;
+    msl_vec() = default;
+    template <class S, class = typename msl_if<msl_is_scalar<S>::v>::type> MSL_D msl_vec(S s) { for (int i = 0; i < N; ++i) e[i] = (T)s; }      // splat (implicit, as in MSL)
+    template <class S, class = typename msl_if<!msl_is_scalar<S>::v>::type, int M = msl_el<S>::n> MSL_D explicit msl_vec(const S &o) { static_assert(M == N, "vector size"); msl_vec<typename msl_el<S>::type, N> v = o; for (int i = 0; i < N; ++i) e[i] = (T)v[i]; }
+    template <class A, class B, class... R> MSL_D msl_vec(const A &a, const B &b, const R &...r) { int k = 0; put(k, a); put(k, b); int d[] = {0, (put(k, r), 0)...}; (void)d; static_assert(sum<A, B, R...>() == N, "vector constructor: wrong number of components"); }
+    MSL_D T &operator[](int i) { return e[i]; }
+    MSL_D const T &operator[](int i) const { return e[i]; }
+private:
+    template <class A> static MSL_D constexpr int sum() { return msl_el<A>::n; }
+    template <class A, class B, class... R> static MSL_D constexpr int sum() { return msl_el<A>::n + sum<B, R...>(); }
+    template <class A> MSL_D typename msl_if<msl_el<A>::n == 1>::type put(int &k, const A &a) { e[k++] = (T)a; }
+    template <class A> MSL_D typename msl_if<(msl_el<A>::n > 1)>::type put(int &k, const A &a) { msl_vec<typename msl_el<A>::type, msl_el<A>::n> v = a; for (int i = 0; i < msl_el<A>::n; ++i) e[k++] = (T)v[i]; }
+};
+#define MSL_VOP(op) \
+  template <class T, int N> MSL_D msl_vec<T, N> operator op(msl_vec<T, N> a, msl_vec<T, N> b) { msl_vec<T, N> r; _Pragma("unroll") for (int i = 0; i < N; ++i) r[i] = a[i] op b[i]; return r; } \
+  template <class T, int N, class S, class = typename msl_if<msl_is_scalar<S>::v>::type> MSL_D msl_vec<T, N> operator op(msl_vec<T, N> a, S b) { return a op msl_vec<T, N>(b); } \
+  template <class T, int N, class S, class = typename msl_if<msl_is_scalar<S>::v>::type> MSL_D msl_vec<T, N> operator op(S a, msl_vec<T, N> b) { return msl_vec<T, N>(a) op b; } \
+  template <class T, int N, class B> MSL_D msl_vec<T, N> &operator op##=(msl_vec<T, N> &a, const B &b) { a = a op b; return a; }
+MSL_VOP(+) MSL_VOP(-) MSL_VOP(*) MSL_VOP(/) MSL_VOP(&) MSL_VOP(|) MSL_VOP(^) MSL_VOP(<<) MSL_VOP(>>) MSL_VOP(%)
+template <class T, int N> MSL_D msl_vec<T, N> operator-(msl_vec<T, N> a) { msl_vec<T, N> r; for (int i = 0; i < N; ++i) r[i] = -a[i]; return r; }
+#define MSL_VC(op) template <class T, int N> MSL_D msl_vec<bool, N> operator op(msl_vec<T, N> a, msl_vec<T, N> b) { msl_vec<bool, N> r; for (int i = 0; i < N; ++i) r[i] = a[i] op b[i]; return r; }
+MSL_VC(==) MSL_VC(!=) MSL_VC(<) MSL_VC(>) MSL_VC(<=) MSL_VC(>=)
+#define MSL_VT(T) typedef msl_vec<T, 2> msl_##T##2; typedef msl_vec<T, 3> msl_##T##3; typedef msl_vec<T, 4> msl_##T##4;
+MSL_VT(char) MSL_VT(uchar) MSL_VT(short) MSL_VT(ushort) MSL_VT(int) MSL_VT(uint) MSL_VT(long) MSL_VT(ulong) MSL_VT(half) MSL_VT(bfloat) MSL_VT(float) MSL_VT(bool)
+
+template <class T> struct msl_b { static MSL_D T get(uint x, uint, uint) { return (T)x; } };
+template <class T> struct msl_b<msl_vec<T, 2>> { static MSL_D msl_vec<T, 2> get(uint x, uint y, uint) { return msl_vec<T, 2>(x, y); } };
+template <class T> struct msl_b<msl_vec<T, 3>> { static MSL_D msl_vec<T, 3> get(uint x, uint y, uint z) { return msl_vec<T, 3>(x, y, z); } };
+struct msl_u3 { uint x, y, z; };
+template <class T> MSL_D T msl_builtin(msl_u3 v) { return msl_b<T>::get(v.x, v.y, v.z); }
+MSL_D msl_u3 msl_thread_position_in_threadgroup() { return {threadIdx.x, threadIdx.y, threadIdx.z}; }
+MSL_D msl_u3 msl_threadgroup_position_in_grid() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
+MSL_D msl_u3 msl_threads_per_threadgroup() { return {blockDim.x, blockDim.y, blockDim.z}; }
+MSL_D msl_u3 msl_threadgroups_per_grid() { return {gridDim.x, gridDim.y, gridDim.z}; }
+MSL_D msl_u3 msl_threads_per_grid() { return {gridDim.x * blockDim.x, gridDim.y * blockDim.y, gridDim.z * blockDim.z}; }
+MSL_D msl_u3 msl_thread_position_in_grid() { return {blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z}; }
+MSL_D msl_u3 msl_thread_index_in_threadgroup() { return {threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z), 0, 0}; }
+MSL_D msl_u3 msl_simdgroup_index_in_threadgroup() { return {msl_thread_index_in_threadgroup().x >> 5, 0, 0}; }
+MSL_D msl_u3 msl_thread_index_in_simdgroup() { return {msl_thread_index_in_threadgroup().x & 31, 0, 0}; }
+MSL_D msl_u3 msl_simdgroups_per_threadgroup() { return {(blockDim.x * blockDim.y * blockDim.z + 31) >> 5, 0, 0}; }
+MSL_D msl_u3 msl_threads_per_simdgroup() { return {32, 0, 0}; }
+extern __shared__ __align__(128) char msl_dyn_smem[];
+
+// ---- tensor cores, for tile.h ----
+MSL_D void msl_ldmatrix_x4(uint (&r)[4], const half *p) {
+    uint a = (uint)__cvta_generic_to_shared(p);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+}
+MSL_D void msl_mma_m16n8k16(float *c, const uint *a, const uint *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#define MSL_KERNEL static MSL_D
+#define msl_kernel
+#define msl_inline MSL_D
+#define msl_device
+#define msl_thread
+#define msl_constant const
+#define msl_threadgroup
+#define constant_decl static __device__ const
+#define threadgroup_decl __shared__
+#define char2 msl_char2
+#define char4 msl_char4
+#define uchar4 msl_uchar4
+#define short2 msl_short2
+#define short4 msl_short4
+#define ushort2 msl_ushort2
+#define ushort4 msl_ushort4
+#define int2 msl_int2
+#define int3 msl_int3
+#define int4 msl_int4
+#define uint2 msl_uint2
+#define uint3 msl_uint3
+#define uint4 msl_uint4
+#define ulong2 msl_ulong2
+#define half2 msl_half2
+#define half3 msl_half3
+#define half4 msl_half4
+#define bfloat4 msl_bfloat4
+#define float2 msl_float2
+#define float3 msl_float3
+#define float4 msl_float4
+#define bool4 msl_bool4
+// What `#include <metal_stdlib>` finds under CUDA. Everything is in the global namespace (CUDA's own math is there);
+// `metal` and its precise/fast re-export it.
+#ifndef MSL_CUDA_STDLIB
+#define MSL_CUDA_STDLIB
+template <class T, class F> MSL_D T as_type(F f) { static_assert(sizeof(T) == sizeof(F), "as_type: sizes differ"); union U { F f; T t; MSL_D U() { } } u; u.f = f; return u.t; }
+#define MSL_F1(name) MSL_D half name(half x) { return half(name((float)x)); } template <int N> MSL_D msl_vec<float, N> name(msl_vec<float, N> x) { for (int i = 0; i < N; ++i) x[i] = name(x[i]); return x; } template <int N> MSL_D msl_vec<half, N> name(msl_vec<half, N> x) { for (int i = 0; i < N; ++i) x[i] = name(x[i]); return x; }
+MSL_F1(exp) MSL_F1(exp2) MSL_F1(log) MSL_F1(log2) MSL_F1(sqrt) MSL_F1(rsqrt) MSL_F1(sin) MSL_F1(cos) MSL_F1(tanh) MSL_F1(fabs) MSL_F1(floor) MSL_F1(ceil) MSL_F1(round) MSL_F1(rint) MSL_F1(trunc) 
+MSL_D half min(half a, half b) { return (float)b < (float)a ? b : a; } MSL_D half max(half a, half b) { return (float)a < (float)b ? b : a; }
+MSL_D ushort min(ushort a, ushort b) { return b < a ? b : a; } MSL_D ushort max(ushort a, ushort b) { return a < b ? b : a; }
+template <class T, int N> MSL_D msl_vec<T, N> min(msl_vec<T, N> a, msl_vec<T, N> b) { for (int i = 0; i < N; ++i) a[i] = min(a[i], b[i]); return a; }
+template <class T, int N> MSL_D msl_vec<T, N> max(msl_vec<T, N> a, msl_vec<T, N> b) { for (int i = 0; i < N; ++i) a[i] = max(a[i], b[i]); return a; }
+template <class T> MSL_D T clamp(T x, T a, T b) { return min(max(x, a), b); }
+template <class T, int N> MSL_D T dot(msl_vec<T, N> a, msl_vec<T, N> b) { T s = a[0] * b[0]; _Pragma("unroll") for (int i = 1; i < N; ++i) s = s + a[i] * b[i]; return s; }
+MSL_D float mix(float a, float b, float t) { return a + (b - a) * t; }
+template <class T> MSL_D T select(T a, T b, bool c) { return c ? b : a; }
+template <int N> MSL_D msl_vec<float, N> fma(msl_vec<float, N> a, msl_vec<float, N> b, msl_vec<float, N> c) { for (int i = 0; i < N; ++i) a[i] = fma(a[i], b[i], c[i]); return a; }
+MSL_D uint popcount(uint x) { return __popc(x); } MSL_D uint clz(uint x) { return __clz(x); } MSL_D uint ctz(uint x) { return x ? __ffs(x) - 1 : 32; }
+
+enum class mem_flags : uint { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
+MSL_D constexpr mem_flags operator|(mem_flags a, mem_flags b) { return (mem_flags)((uint)a | (uint)b); }
+MSL_D void threadgroup_barrier(mem_flags) { __syncthreads(); }
+MSL_D void simdgroup_barrier(mem_flags) { __syncwarp(); }
+
+#define MSL_ALL 0xffffffffu
+// 32-bit words at a time; half and small types widened
+template <class T> struct msl_w { enum { n = (sizeof(T) + 3) / 4 }; union { T t; uint w[n]; }; MSL_D msl_w() { } };
+#define MSL_SHFL(name, arg, call) template <class T> MSL_D T name(T v, ushort arg) { msl_w<T> u; u.w[0] = 0; u.t = v; _Pragma("unroll") for (int i = 0; i < msl_w<T>::n; ++i) u.w[i] = call; return u.t; }
+MSL_SHFL(simd_shuffle, l, __shfl_sync(MSL_ALL, u.w[i], l)) MSL_SHFL(simd_broadcast, l, __shfl_sync(MSL_ALL, u.w[i], l)) MSL_SHFL(simd_shuffle_xor, m, __shfl_xor_sync(MSL_ALL, u.w[i], m))
+MSL_SHFL(simd_shuffle_down, d, __shfl_down_sync(MSL_ALL, u.w[i], d)) MSL_SHFL(simd_shuffle_up, d, __shfl_up_sync(MSL_ALL, u.w[i], d))
+template <class T> MSL_D T simd_broadcast_first(T v) { return simd_broadcast(v, 0); }
+#define MSL_RED(name, expr) template <class T> MSL_D T name(T a) { _Pragma("unroll") for (int m = 16; m; m >>= 1) { T b = simd_shuffle_xor(a, m); a = expr; } return a; }
+MSL_RED(simd_sum, a + b) MSL_RED(simd_max, max(a, b)) MSL_RED(simd_min, min(a, b)) MSL_RED(simd_and, a & b) MSL_RED(simd_or, a | b) MSL_RED(simd_xor, a ^ b) MSL_RED(simd_product, a * b)
+template <class T> MSL_D T simd_prefix_inclusive_sum(T v) { uint l = msl_thread_index_in_simdgroup().x; for (int d = 1; d < 32; d <<= 1) { T o = simd_shuffle_up(v, d); if (l >= d) v = v + o; } return v; }
+template <class T> MSL_D T simd_prefix_exclusive_sum(T v) { uint l = msl_thread_index_in_simdgroup().x; T i = simd_shuffle_up(simd_prefix_inclusive_sum(v), 1); return l ? i : T(0); }
+struct simd_vote { ulong v; MSL_D bool all() const { return v == 0xffffffffull; } MSL_D bool any() const { return v != 0; } MSL_D explicit operator ulong() const { return v; } };
+MSL_D simd_vote simd_ballot(bool p) { return {__ballot_sync(MSL_ALL, p)}; }
+MSL_D bool simd_any(bool p) { return __any_sync(MSL_ALL, p); } MSL_D bool simd_all(bool p) { return __all_sync(MSL_ALL, p); }
+
+enum memory_order { memory_order_relaxed };
+template <class T> struct atomic { T v; };
+typedef atomic<uint> atomic_uint; typedef atomic<int> atomic_int; typedef atomic<float> atomic_float;
+template <class T> MSL_D T atomic_load_explicit(const volatile atomic<T> *a, memory_order) { return a->v; }
+template <class T> MSL_D void atomic_store_explicit(volatile atomic<T> *a, T x, memory_order) { a->v = x; }
+#define MSL_RMW(name, fn) template <class T> MSL_D T name(volatile atomic<T> *a, T x, memory_order) { return fn((T *)&a->v, x); }
+MSL_RMW(atomic_fetch_add_explicit, atomicAdd) MSL_RMW(atomic_fetch_sub_explicit, atomicSub) MSL_RMW(atomic_fetch_max_explicit, atomicMax) MSL_RMW(atomic_fetch_min_explicit, atomicMin)
+MSL_RMW(atomic_fetch_or_explicit, atomicOr) MSL_RMW(atomic_fetch_and_explicit, atomicAnd) MSL_RMW(atomic_fetch_xor_explicit, atomicXor) MSL_RMW(atomic_exchange_explicit, atomicExch)
+namespace metal {
+#define MSL_U(x) using ::x;
+#define MSL_UM MSL_U(exp) MSL_U(exp2) MSL_U(log) MSL_U(log2) MSL_U(sqrt) MSL_U(rsqrt) MSL_U(sin) MSL_U(cos) MSL_U(tanh) MSL_U(fabs) MSL_U(floor) MSL_U(ceil) MSL_U(round) MSL_U(rint) MSL_U(trunc) MSL_U(pow)
+MSL_UM MSL_U(min) MSL_U(max) MSL_U(clamp) MSL_U(dot) MSL_U(mix) MSL_U(select) MSL_U(fma) MSL_U(abs) MSL_U(as_type) MSL_U(mem_flags) MSL_U(threadgroup_barrier) MSL_U(simdgroup_barrier)
+MSL_U(simd_shuffle) MSL_U(simd_shuffle_xor) MSL_U(simd_shuffle_up) MSL_U(simd_shuffle_down) MSL_U(simd_broadcast) MSL_U(simd_sum) MSL_U(simd_max) MSL_U(simd_min) MSL_U(simd_prefix_inclusive_sum) MSL_U(simd_prefix_exclusive_sum) MSL_U(simd_any) MSL_U(simd_all) MSL_U(simd_ballot)
+MSL_U(atomic) MSL_U(atomic_uint) MSL_U(atomic_int) MSL_U(atomic_float) MSL_U(memory_order) MSL_U(memory_order_relaxed) MSL_U(atomic_fetch_add_explicit) MSL_U(atomic_load_explicit) MSL_U(atomic_store_explicit) MSL_U(popcount)
+namespace precise { MSL_UM } namespace fast { MSL_UM }
+}
+#endif
+
+using namespace metal;
+#line 1 "attention.metal"
+// attention.metal — attention with one shared key = value row a position, a sliding window, compressed
+// rows and a sink (report §2.3).
+//
+//   attention_split   one share of a token's rows for ATT_HEADS heads  -> parts [splits, n, heads, dim], and
+//                                                                          sums [splits, n, heads] of (maximum, sum)
+//   attention_merge   the shares, the sink, the inverse rotation       -> out [n, heads, dim]; and the last rows
+//                                                                          of the call into their slots of the ring
+//
+// A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
+// the selected ones, or the first (p + 1) / ratio.
+//
+// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); merge: x heads, y tokens
+// Precision  f32
+// CPU twin   CKernels/attention.c
+// Origin     ours
+
+#line 1 "kv_rows.h"
+// kv_rows.h — rows of attention memory in the model's own formats (drawn in CKernels/include/ckernels.h).
+#ifndef PYDS4_KV_ROWS_H
+#define PYDS4_KV_ROWS_H
+
+#line 1 "kernel_args.h"
+/* kernel_args.h — the argument structs of the GPU kernels, shared by C, Swift and the .metal files.
+ *
+ * Members are 4 or 8 bytes wide and lie at multiples of their size, so that every compiler agrees.
+ * Shapes as in ckernels.h. "ld" is the distance of two rows, in values.
+ */
+#ifndef PYDS4_KERNEL_ARGS_H
+#define PYDS4_KERNEL_ARGS_H
+
+
+
+
+
+/* How a GPU keeps weights: a ggml type id, or a rearrangement of one into aligned planes.
+ *   Q8_0 planes     all quants (int8, row-major), then all scales (half)
+ *   IQ2_XXS planes  all groups of 32 (8 bytes), then all scales (half) */
+enum { GPU_F32 = 0, GPU_F16 = 1, GPU_Q4_0 = 2, GPU_Q8_0 = 8, GPU_Q2_K = 10, GPU_Q3_K = 11, GPU_Q4_K = 12,
+       GPU_Q5_K = 13, GPU_Q6_K = 14, GPU_IQ2_XXS = 16, GPU_BF16 = 30, GPU_MXFP4 = 39, GPU_Q8_0_PLANES = 108,
+       GPU_IQ2_XXS_PLANES = 116 };
+
+enum { GPU_ROW_F32 = 0, GPU_ROW_FP8 = 1, GPU_ROW_FP4 = 2 };
+enum { GPU_MOST_JOBS = 8 };
+
+/* One matrix of a launch that multiplies several. */
+struct gpu_matrix_job {
+    uint32_t type;
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t group_rows; /* rows that read the same slice of x; `rows` when all do */
+    uint32_t first_tile; /* of its row tiles, counted through all jobs */
+    uint32_t unused;
+    uint64_t plane;      /* byte offset of the scales in planes */
+    uint64_t out;        /* float offset of its y [n, rows] */
+};
+
+struct gpu_matvec {
+    uint32_t n;
+    uint32_t ldx;
+    uint32_t jobs;
+    uint32_t unused;
+    struct gpu_matrix_job job[GPU_MOST_JOBS];
+};
+
+struct gpu_embed {
+    uint32_t type;
+    uint32_t columns;
+    uint64_t plane;
+};
+
+struct gpu_repack {
+    uint64_t blocks;
+    uint64_t first_block; /* of this part of the matrix */
+    uint64_t plane;
+};
+
+/* y[m, r] = Σ_k w[r, k] · x[m, k] on the matrix units. With tiles: m counts places of the sorted
+ * assignments, x is row token[m] / divide. */
+struct gpu_matmul {
+    uint32_t type;
+    uint32_t n;
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t ldx;
+    uint32_t ldy;
+    uint32_t group_rows;
+    uint32_t gather; /* 0: row m of x itself; else row order[m] / gather */
+    uint64_t plane;
+};
+
+struct gpu_rms_norm {
+    uint32_t width;
+    float epsilon;
+};
+
+struct gpu_rope_table {
+    uint32_t n;
+    uint32_t pairs;
+};
+
+struct gpu_queries {
+    uint32_t heads;
+    uint32_t dim;
+    uint32_t rope;
+    float epsilon;
+};
+
+struct gpu_index_queries {
+    uint32_t heads;
+    uint32_t dim;
+    uint32_t rope;
+    uint32_t rounded;
+};
+
+struct gpu_hc {
+    uint32_t n;
+    uint32_t dim;
+    uint32_t outputs; /* 24, the head's 4 */
+    uint32_t iterations;
+    float norm_epsilon;  /* of the flattened streams */
+    float epsilon;
+    float input_epsilon; /* of the sublayer's norm */
+    uint32_t type;       /* of fn */
+    uint64_t plane;
+};
+
+struct gpu_row_format {
+    uint32_t kind;
+    uint32_t dim;
+    uint32_t rope;
+    uint32_t bytes;
+};
+
+struct gpu_key_rows {
+    struct gpu_row_format format;
+    float epsilon;
+    uint32_t unused;
+};
+
+struct gpu_compressor {
+    struct gpu_row_format format;
+    uint32_t n;
+    uint32_t ratio;
+    uint32_t overlaps;
+    uint32_t rows_per_page;
+    uint32_t rope; /* values that carry the position, at the row's end */
+    float epsilon;
+};
+
+struct gpu_indexer {
+    struct gpu_row_format format;
+    uint32_t n;
+    uint32_t heads;
+    uint32_t ratio;
+    uint32_t rows_per_page;
+    uint32_t stride; /* of scores */
+    uint32_t top;
+    float scale;
+    uint32_t unused;
+};
+
+struct gpu_attention {
+    struct gpu_row_format format;
+    uint32_t n;
+    uint32_t heads;
+    uint32_t window;
+    uint32_t ratio; /* 0: no compressed rows */
+    uint32_t rows_per_page;
+    uint32_t top; /* 0: all visible rows */
+    uint32_t splits;
+    float scale;
+};
+
+struct gpu_router {
+    uint32_t experts;
+    uint32_t used;
+    float scale;
+    uint32_t unused;
+};
+
+struct gpu_experts {
+    uint32_t type;      /* of gate and up */
+    uint32_t down_type;
+    uint32_t shared_type;
+    uint32_t n;
+    uint32_t used;
+    uint32_t experts;
+    uint32_t hidden;    /* columns of gate, rows of down */
+    uint32_t inner;
+    uint32_t shared_inner;
+    float clamp;
+    float shared_clamp;
+    uint32_t tile;      /* assignments in a tile of the sorted lists */
+    uint64_t plane;     /* of gate and up */
+    uint64_t down_plane;
+    uint64_t shared_plane;
+};
+
+struct gpu_sampling {
+    uint32_t count;
+    uint32_t top_k;
+    float temperature;
+    float top_p;
+    float min_p;
+    float random;
+};
+
+#endif
+
+#line 6 "kv_rows.h"
+using namespace metal;
+
+#define KV_MOST_DIM 512
+
+// A page of rows. Its address is the GPU's.
+struct kv_page {
+    msl_device uchar *rows;
+};
+
+msl_inline msl_device uchar *kv_row(msl_device const kv_page *pages, uint rows_per_page, uint row_bytes, uint row) {
+    return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
+}
+
+// The biased exponent of the smallest power of two >= x; 0 stands for 2^-127.
+msl_inline uint kv_exponent_above(float x) {
+    const uint bits = as_type<uint>(x);
+    const uint e = ((bits >> 23) & 0xffu) + ((bits & 0x7fffffu) != 0u ? 1u : 0u);
+    return min(e, 254u);
+}
+
+// 2^(e - 127) and its inverse.
+msl_inline float kv_power(uint e) { return as_type<float>(e != 0u ? e << 23 : 0x00400000u); }
+msl_inline float kv_inverse_power(uint e) { return as_type<float>(e < 254u ? (254u - e) << 23 : 0x00400000u); }
+
+// Saturates; a NaN becomes the largest number, since a row must never hold a NaN code.
+msl_inline uint kv_e4m3_encode(float x) {
+    const uint sign = (as_type<uint>(x) >> 24) & 0x80u;
+    const float v = fabs(x);
+    if (!(v < 448.0f)) { return sign | 0x7eu; }
+    if (v < 0.015625f) { return sign | uint(rint(v * 512.0f)); }
+    uint bits = as_type<uint>(v);
+    bits += 0x7ffffu + ((bits >> 20) & 1u);
+    return sign | min((bits >> 20) - 960u, 0x7eu);
+}
+
+// Moved to half's place the bits mean 2^-8 of the value, subnormals included.
+msl_inline float kv_e4m3_decode(uint code) {
+    return float(as_type<half>(ushort((code & 0x80u) << 8 | (code & 0x7fu) << 7))) * 256.0f;
+}
+
+// Codes 0 … 7 mean 0, ½, 1, 1½, 2, 3, 4, 6; ties go to the even code.
+msl_inline uint kv_e2m1_encode(float x) {
+    const uint sign = (as_type<uint>(x) >> 28) & 8u;
+    const float v = fabs(x);
+    const uint code = v <= 0.25f ? 0u : v < 0.75f ? 1u : v <= 1.25f ? 2u : v < 1.75f ? 3u
+                    : v <= 2.5f ? 4u : v < 3.5f ? 5u : v <= 5.0f ? 6u : 7u;
+    return sign | code;
+}
+
+msl_inline float kv_e2m1_decode(uint code) {
+    const uint m = code & 7u;
+    const float v = m < 2u ? 0.5f * float(m) : as_type<float>((126u + (m >> 1)) << 23 | (m & 1u) << 22);
+    return (code & 8u) != 0u ? -v : v;
+}
+
+// Scale bytes of an FP8 row: one a block of 64, one for the rotated values, padded to 8.
+msl_inline uint kv_fp8_scale_bytes(uint dim, uint rope) { return ((dim - rope) / 64 + 1 + 7) / 8 * 8; }
+
+// Value `i` of the rotated ones: 21 bits, three to a 64-bit word.
+msl_inline float kv_rope_decode(msl_device const uchar *words, uint i, float step) {
+    msl_device const uint *word = (msl_device const uint *)(words + i / 3 * 8);
+    const ulong bits = ulong(word[0]) | ulong(word[1]) << 32;
+    const uint value = uint(bits >> (21u * (i % 3u))) & 0x1fffffu;
+    return float(int(value << 11) >> 11) * step;
+}
+
+// Values 4·i … 4·i + 3 of a row.
+msl_inline float4 kv_decode4(msl_constant gpu_row_format &f, msl_device const uchar *row, uint i) {
+    if (f.kind == GPU_ROW_F32) { return ((msl_device const float4 *)row)[i]; }
+    if (f.kind == GPU_ROW_FP4) {
+        msl_device const uchar *scales = row + f.dim / 2;
+        const float scale = kv_power(scales[i / 8]);
+        const uint a = row[2 * i], b = row[2 * i + 1];
+        return float4(kv_e2m1_decode(a & 15u), kv_e2m1_decode(a >> 4), kv_e2m1_decode(b & 15u), kv_e2m1_decode(b >> 4))
+             * scale;
+    }
+    const uint plain = f.dim - f.rope;
+    msl_device const uchar *scales = row + plain;
+    if (4 * i < plain) {
+        const uint word = *(msl_device const uint *)(row + 4 * i);
+        return float4(kv_e4m3_decode(word & 255u), kv_e4m3_decode((word >> 8) & 255u),
+                      kv_e4m3_decode((word >> 16) & 255u), kv_e4m3_decode(word >> 24))
+             * kv_power(scales[i / 16]);
+    }
+    msl_device const uchar *words = scales + kv_fp8_scale_bytes(f.dim, f.rope);
+    const float step = kv_power(scales[plain / 64]) * 9.5367431640625e-7f;
+    const uint first = 4 * i - plain;
+    return float4(kv_rope_decode(words, first, step), kv_rope_decode(words, first + 1, step),
+                  kv_rope_decode(words, first + 2, step), kv_rope_decode(words, first + 3, step));
+}
+
+// One simdgroup rotates v [dim] in threadgroup memory by Sylvester's matrix / √dim.
+msl_inline void kv_hadamard(msl_threadgroup float *v, uint dim, ushort lane) {
+    for (uint step = 1; step < dim; step *= 2) {
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint i = lane; i < dim / 2; i += 32) {
+            const uint at = i / step * 2 * step + i % step;
+            const float a = v[at], b = v[at + step];
+            v[at] = a + b;
+            v[at + step] = a - b;
+        }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    const float scale = 1.0f / sqrt(float(dim));
+    for (uint i = lane; i < dim; i += 32) { v[i] *= scale; }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// The scale of one FP4 block of 32, a lane each.
+msl_inline uint kv_fp4_scale(float v) {
+    return kv_exponent_above(max(simd_max(fabs(v)), 7.052966104933725e-38f) / 6.0f);
+}
+
+// One simdgroup writes v [dim], in threadgroup memory, as a row. v is changed.
+msl_inline void kv_encode(msl_constant gpu_row_format &f, msl_threadgroup float *v, msl_device uchar *row, ushort lane) {
+    if (f.kind == GPU_ROW_F32) {
+        for (uint i = lane; i < f.dim; i += 32) { ((msl_device float *)row)[i] = v[i]; }
+        return;
+    }
+    if (f.kind == GPU_ROW_FP4) {
+        kv_hadamard(v, f.dim, lane);
+        for (uint b = 0; b < f.dim / 32; ++b) {
+            const float x = v[32 * b + lane];
+            const uint scale = kv_fp4_scale(x), code = kv_e2m1_encode(x * kv_inverse_power(scale));
+            const uint pair = code | simd_shuffle_xor(code, 1) << 4;
+            if ((lane & 1) == 0) { row[16 * b + lane / 2] = uchar(pair); }
+            if (lane == 0) { row[f.dim / 2 + b] = uchar(scale); }
+        }
+        return;
+    }
+    const uint plain = f.dim - f.rope, blocks = plain / 64, scale_bytes = kv_fp8_scale_bytes(f.dim, f.rope);
+    msl_device uchar *scales = row + plain;
+    for (uint b = 0; b < blocks; ++b) {
+        const float x = v[64 * b + lane], y = v[64 * b + 32 + lane];
+        const float most = simd_max(max(fabs(x), fabs(y)));
+        const uint scale = kv_exponent_above(max(most, 1e-4f) / 448.0f);
+        const float inverse = kv_inverse_power(scale);
+        row[64 * b + lane] = uchar(kv_e4m3_encode(x * inverse));
+        row[64 * b + 32 + lane] = uchar(kv_e4m3_encode(y * inverse));
+        if (lane == 0) { scales[b] = uchar(scale); }
+    }
+    float most = 0.0f;
+    for (uint i = lane; i < f.rope; i += 32) { most = max(most, fabs(v[plain + i])); }
+    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
+    const float inverse = 1.0f / (kv_power(scale) * 9.5367431640625e-7f);
+    if (lane < scale_bytes - blocks) { scales[blocks + lane] = lane == 0 ? uchar(scale) : uchar(0); }
+    for (uint w = lane; w < (f.rope + 2) / 3; w += 32) {
+        ulong word = 0;
+        for (uint i = 0; i < 3 && 3 * w + i < f.rope; ++i) {
+            const float x = v[plain + 3 * w + i];
+            const int q = clamp(int(rint(x == x ? clamp(x * inverse, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff);
+            word |= ulong(uint(q) & 0x1fffffu) << (21u * i);
+        }
+        msl_device uint *out = (msl_device uint *)(scales + scale_bytes + 8 * w);
+        out[0] = uint(word & 0xfffffffful);
+        out[1] = uint(word >> 32);
+    }
+}
+
+// One simdgroup norms and rotates v [dim] in threadgroup memory. `turn(i)`: cos and sin of pair i.
+msl_inline void kv_norm(msl_threadgroup float *v, msl_device const float *weight, uint dim, float epsilon, ushort lane) {
+    float sum = 0.0f;
+    for (uint i = lane; i < dim; i += 32) { sum += v[i] * v[i]; }
+    const float scale = 1.0f / sqrt(simd_sum(sum) / float(dim) + epsilon);
+    for (uint i = lane; i < dim; i += 32) { v[i] = v[i] * scale * weight[i]; }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+msl_inline void kv_turn(msl_threadgroup float *pair, float2 turn) {
+    const float even = pair[0], odd = pair[1];
+    pair[0] = even * turn.x - odd * turn.y;
+    pair[1] = even * turn.y + odd * turn.x;
+}
+
+#endif
+
+#line 18 "attention.metal"
+using namespace metal;
+
+#define ATT_SIMDGROUPS 8
+#define ATT_SIMD_HEADS 2
+#define ATT_HEADS (ATT_SIMDGROUPS * ATT_SIMD_HEADS)
+#define ATT_ROWS 8
+#define ATT_LANE (KV_MOST_DIM / 128)  // float4 a lane holds of a row: value (v · 32 + lane) · 4 …
+
+[[max_total_threads_per_threadgroup(ATT_SIMDGROUPS * 32)]]
+MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, msl_constant gpu_attention & p, uint3 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float4 tile[ATT_ROWS * KV_MOST_DIM / 4];
+    const uint token = tg.z, dim = p.format.dim, quads = dim / 4;
+    const uint first = uint(positions[0]), position = uint(positions[token]);
+    const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
+    const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
+    const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
+    const uint from = min(tg.x * share, all), to = min(from + share, all);
+
+    float4 query[ATT_SIMD_HEADS][ATT_LANE];
+    float4 sum[ATT_SIMD_HEADS][ATT_LANE];
+    float top[ATT_SIMD_HEADS];
+    float weight[ATT_SIMD_HEADS];
+    const uint head = tg.y * ATT_HEADS + sg * ATT_SIMD_HEADS;
+    #pragma unroll
+    for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) {
+        msl_device const float4 *line = (msl_device const float4 *)(q + (ulong(token) * p.heads + min(head + h, p.heads - 1)) * dim);
+        #pragma unroll
+        for (ushort v = 0; v < ATT_LANE; ++v) {
+            const uint i = v * 32u + lane;
+            query[h][v] = i < quads ? line[i] * p.scale : float4(0.0f);
+            sum[h][v] = float4(0.0f);
+        }
+        top[h] = -1.0e30f;
+        weight[h] = 0.0f;
+    }
+    for (uint at = from; at < to; at += ATT_ROWS) {
+        const uint rows = min(to - at, uint(ATT_ROWS));
+        // Simdgroup s decodes row s; rows past the end repeat the last one and weigh nothing.
+        const uint place = at + min(uint(sg), rows - 1);
+        msl_device const uchar *line;
+        if (place < in_window) {
+            const uint seen = start + place;
+            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
+                                : chunk + ulong(seen - first) * p.format.bytes;
+        } else {
+            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + place - in_window]) : place - in_window;
+            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
+        }
+        #pragma unroll
+        for (ushort v = 0; v < ATT_LANE; ++v) {
+            const uint i = v * 32u + lane;
+            if (i < quads) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        float score[ATT_SIMD_HEADS][ATT_ROWS];
+        #pragma unroll
+        for (ushort r = 0; r < ATT_ROWS; ++r) {
+            #pragma unroll
+            for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) { score[h][r] = 0.0f; }
+            #pragma unroll
+            for (ushort v = 0; v < ATT_LANE; ++v) {
+                const uint i = v * 32u + lane;
+                if (i < quads) {
+                    const float4 k = tile[r * quads + i];
+                    #pragma unroll
+                    for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) { score[h][r] += dot(query[h][v], k); }
+                }
+            }
+        }
+        #pragma unroll
+        for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) {
+            float most = top[h];
+            #pragma unroll
+            for (ushort r = 0; r < ATT_ROWS; ++r) {
+                const float s = simd_sum(score[h][r]);
+                score[h][r] = r < rows ? s : -1.0e30f;
+                most = max(most, score[h][r]);
+            }
+            const float fade = exp(top[h] - most);
+            top[h] = most;
+            weight[h] *= fade;
+            #pragma unroll
+            for (ushort v = 0; v < ATT_LANE; ++v) { sum[h][v] = sum[h][v] * fade; }
+            #pragma unroll
+            for (ushort r = 0; r < ATT_ROWS; ++r) {
+                score[h][r] = exp(score[h][r] - most);
+                weight[h] += score[h][r];
+            }
+        }
+        #pragma unroll
+        for (ushort r = 0; r < ATT_ROWS; ++r) {
+            #pragma unroll
+            for (ushort v = 0; v < ATT_LANE; ++v) {
+                const uint i = v * 32u + lane;
+                if (i < quads) {
+                    const float4 k = tile[r * quads + i];
+                    #pragma unroll
+                    for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) { sum[h][v] = sum[h][v] + k * score[h][r]; }
+                }
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    #pragma unroll
+    for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) {
+        if (head + h < p.heads) {
+            const ulong place = (ulong(tg.x) * p.n + token) * p.heads + head + h;
+            msl_device float4 *line = (msl_device float4 *)(parts + place * dim);
+            #pragma unroll
+            for (ushort v = 0; v < ATT_LANE; ++v) {
+                const uint i = v * 32u + lane;
+                if (i < quads) { line[i] = sum[h][v]; }
+            }
+            if (lane == 0) { sums[place] = float2(top[h], weight[h]); }
+        }
+    }
+}
+
+#define MERGE_THREADS 128
+
+[[max_total_threads_per_threadgroup(MERGE_THREADS)]]
+MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * chunk, msl_device const int * positions, msl_device float * out, msl_device uchar * ring, msl_constant gpu_attention & p, uint2 tg, ushort tid)
+
+
+
+
+
+
+
+
+
+
+{
+    const uint head = tg.x, token = tg.y, dim = p.format.dim, plain = (dim - p.format.rope) / 2;
+    const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
+    float most = sinks[head];
+    for (uint s = 0; s < p.splits; ++s) { most = max(most, sums[place + s * step].x); }
+    float weight = exp(sinks[head] - most);
+    for (uint s = 0; s < p.splits; ++s) {
+        const float2 share = sums[place + s * step];
+        weight += share.y * exp(share.x - most);
+    }
+    const float inverse = 1.0f / weight;
+    for (uint i = tid; i < dim / 2; i += MERGE_THREADS) {
+        float2 v = float2(0.0f);
+        for (uint s = 0; s < p.splits; ++s) {
+            const float fade = exp(sums[place + s * step].x - most);
+            v = v + ((msl_device const float2 *)(parts + (place + s * step) * dim))[i] * fade;
+        }
+        v = v * inverse;
+        if (i >= plain) {
+            const float2 turn = table[ulong(token) * (p.format.rope / 2) + i - plain];
+            v = float2(v.x * turn.x + v.y * turn.y, v.y * turn.x - v.x * turn.y);
+        }
+        ((msl_device float2 *)(out + place * dim))[i] = v;
+    }
+    if (head == 0 && token + p.window >= p.n) {
+        const uint slot = uint(positions[token]) % p.window;
+        msl_device const uint *from = (msl_device const uint *)(chunk + ulong(token) * p.format.bytes);
+        msl_device uint *to = (msl_device uint *)(ring + ulong(slot) * p.format.bytes);
+        for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
+    }
+}
+
+#line 1 "compressor.metal"
+// compressor.metal — pooling windows of tokens into one row (report §2.3).
+//
+//   compressor_step    one token: updates the state; ends the window and appends its row when it is due
+//   compressor_rows    many tokens: one threadgroup appends the row of one window they complete
+//   compressor_state   many tokens: the state after them. After compressor_rows, which reads the state
+//
+// kv, gate [n, series · dim]; state [series, 3, dim] of maximum, sum of weights, weighted sum, as in
+// compressor.c; a sum of zero means "nothing yet". With overlap: series 0 is the first series of the
+// window before, 1 and 2 those of this window.
+//
+// Grid       step, state: one threadgroup; rows: windows
+// Precision  f32
+// CPU twin   CKernels/compressor.c
+// Origin     ours
+
+#line 17 "compressor.metal"
+using namespace metal;
+
+#define POOL_THREADS 256
+
+// (maximum, sum of weights, weighted sum)
+msl_inline float3 pool_merge(float3 a, float3 b) {
+    if (a.y == 0.0f) { return b; }
+    if (b.y == 0.0f) { return a; }
+    const float top = max(a.x, b.x), fade_a = exp(a.x - top), fade_b = exp(b.x - top);
+    return float3(top, a.y * fade_a + b.y * fade_b, a.z * fade_a + b.z * fade_b);
+}
+
+msl_inline float3 pool_load(msl_device const float *state, uint dim) { return float3(state[0], state[dim], state[2 * dim]); }
+
+msl_inline void pool_store(float3 v, msl_device float *state, uint dim) {
+    state[0] = v.x;
+    state[dim] = v.y;
+    state[2 * dim] = v.z;
+}
+
+// Adds tokens `from` … `to` - 1 of one channel of one series.
+msl_inline float3 pool_tokens(float3 v, msl_device const float *kv, msl_device const float *gate, msl_device const float *bias,
+                          uint from, uint to, uint position, uint ratio, uint width) {
+    for (uint t = from; t < to; ++t) {
+        const float g = gate[ulong(t) * width] + bias[ulong((position + t) % ratio) * width];
+        v = pool_merge(v, float3(g, 1.0f, kv[ulong(t) * width]));
+    }
+    return v;
+}
+
+// Norms, rotates and appends v [dim]: by the first simdgroup.
+msl_inline void pool_finish(msl_constant gpu_compressor &p, msl_threadgroup float *v, msl_device const float *norm,
+                        msl_device const float *frequencies, msl_device const kv_page *pages, uint row, ushort lane) {
+    const uint dim = p.format.dim;
+    kv_norm(v, norm, dim, p.epsilon, lane);
+    for (uint i = lane; i < p.rope / 2; i += 32) {
+        // A row sits at the first position of its window.
+        const float angle = float(row * p.ratio) * frequencies[i];
+        kv_turn(v + dim - p.rope + 2 * i, float2(precise::cos(angle), precise::sin(angle)));
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    kv_encode(p.format, v, kv_row(pages, p.rows_per_page, p.format.bytes, row), lane);
+}
+
+[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device float * state, msl_device const kv_page * pages, msl_constant gpu_compressor & p, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float v[KV_MOST_DIM];
+    const uint dim = p.format.dim, position = uint(positions[0]), place = position % p.ratio;
+    const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    const bool ends = place == p.ratio - 1;
+    for (uint c = tid; c < dim; c += POOL_THREADS) {
+        if (p.overlaps != 0u) {
+            float3 first = pool_tokens(pool_load(state + 3 * dim + c, dim), kv + c, gate + c, bias + c, 0, 1, position,
+                                       p.ratio, width);
+            float3 second = pool_tokens(pool_load(state + 6 * dim + c, dim), kv + dim + c, gate + dim + c,
+                                        bias + dim + c, 0, 1, position, p.ratio, width);
+            if (ends) {
+                const float3 row = pool_merge(pool_load(state + c, dim), second);
+                v[c] = row.z / row.y;
+                pool_store(first, state + c, dim);
+                first = float3(0.0f);
+                second = float3(0.0f);
+            }
+            pool_store(first, state + 3 * dim + c, dim);
+            pool_store(second, state + 6 * dim + c, dim);
+        } else {
+            float3 own = pool_tokens(pool_load(state + c, dim), kv + c, gate + c, bias + c, 0, 1, position, p.ratio,
+                                     width);
+            if (ends) {
+                v[c] = own.z / own.y;
+                own = float3(0.0f);
+            }
+            pool_store(own, state + c, dim);
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, pages, position / p.ratio, lane); }
+}
+
+[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const float * state, msl_device const kv_page * pages, msl_constant gpu_compressor & p, uint window, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float v[KV_MOST_DIM];
+    const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
+    const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    // Tokens of this window and of the one before, of those in this call.
+    const uint end = (row + 1) * p.ratio - position;
+    const uint begin = window == 0 ? 0 : end - p.ratio;
+    const uint before = begin < p.ratio ? 0 : begin - p.ratio;
+    const float3 none = float3(0.0f);
+    for (uint c = tid; c < dim; c += POOL_THREADS) {
+        float3 pooled;
+        if (p.overlaps != 0u) {
+            // Of the window before: what the state has of it, then its tokens of this call.
+            const float3 kept = window == 0 ? pool_load(state + c, dim)
+                              : window == 1 ? pool_load(state + 3 * dim + c, dim) : none;
+            const float3 first = window == 0 ? kept
+                : pool_tokens(kept, kv + c, gate + c, bias + c, before, begin, position, p.ratio, width);
+            const float3 second = pool_tokens(window == 0 ? pool_load(state + 6 * dim + c, dim) : none, kv + dim + c,
+                                              gate + dim + c, bias + dim + c, begin, end, position, p.ratio, width);
+            pooled = pool_merge(first, second);
+        } else {
+            pooled = pool_tokens(window == 0 ? pool_load(state + c, dim) : none, kv + c, gate + c, bias + c, begin, end,
+                                 position, p.ratio, width);
+        }
+        v[c] = pooled.z / pooled.y;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg == 0) { pool_finish(p, v, norm, frequencies, pages, row, lane); }
+}
+
+[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device float * state, msl_constant gpu_compressor & p, uint c)
+
+
+
+
+
+
+{
+    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
+    const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    if (c >= dim) { return; }
+    const uint windows = (position + n) / p.ratio - position / p.ratio;
+    // Where the unfinished window begins among these tokens.
+    const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;
+    const float3 none = float3(0.0f);
+    if (p.overlaps == 0u) {
+        const float3 kept = windows == 0 ? pool_load(state + c, dim) : none;
+        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, begin, n, position, p.ratio, width), state + c, dim);
+        return;
+    }
+    const float3 first_kept = pool_load(state + 3 * dim + c, dim), second_kept = pool_load(state + 6 * dim + c, dim);
+    if (windows > 0) {
+        // The first series of the last finished window.
+        const float3 kept = windows == 1 ? first_kept : none;
+        const uint from = windows == 1 ? 0 : begin - p.ratio;
+        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, from, begin, position, p.ratio, width), state + c,
+                   dim);
+    }
+    pool_store(pool_tokens(windows == 0 ? first_kept : none, kv + c, gate + c, bias + c, begin, n, position, p.ratio,
+                           width), state + 3 * dim + c, dim);
+    pool_store(pool_tokens(windows == 0 ? second_kept : none, kv + dim + c, gate + dim + c, bias + dim + c, begin, n,
+                           position, p.ratio, width), state + 6 * dim + c, dim);
+}
+
+#line 1 "experts.metal"
+// experts.metal — the routed feed-forward layer: gate and up, SwiGLU, down, sum.
+//
+// A few tokens:
+//   experts_gate_up   x [n, D], ids, weights      -> h [n · used, inner], SwiGLU · weight
+//   experts_down      h; shared gate, up          -> y [n, D] = Σ_j down[id_j]·h_j + shared down·SwiGLU
+// Many tokens, with matmul_experts in between:
+//   experts_sort      ids                         -> order [places] (token · used + slot), place [n · used],
+//                                                    tiles of at most `tile` places of one expert
+//   experts_swiglu    gate, up [places, inner]    -> gate, in place, · weight
+//   shared_swiglu     gate, up [n, inner]         -> gate, in place
+//   experts_sum       parts [places, D], y [n, D] -> y += Σ_j parts[place[t, j]], j ascending
+//
+// Grid       gate_up: x row tiles, y n · used; down: x row tiles, y tokens; sort: one threadgroup
+// Precision  f32
+// CPU twin   CKernels/experts.c
+// Origin     ours
+
+#line 1 "quant.h"
+// quant.h — sixteen weights of any format, as floats.
+//
+// Every product reads weights through quant_load16<T>: T is known when the kernel is compiled, so that
+// only one branch of each remains. Blocks as drawn in CKernels/quant_blocks.h; rows in a mapped file are
+// aligned to 2 bytes, MXFP4's to 1.
+#ifndef PYDS4_QUANT_H
+#define PYDS4_QUANT_H
+
+#line 10 "quant.h"
+using namespace metal;
+
+// Entry i of IQ2_XXS's grid: eight magnitudes of {8, 25, 43}, two bits each.
+constant_decl ushort quant_iq2_grid[256] = {
+    0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041,
+    0x0044, 0x0050, 0x0058, 0x0061, 0x0064, 0x0080, 0x0082, 0x008a, 0x00a2, 0x0101, 0x0104, 0x0110,
+    0x0115, 0x0140, 0x0184, 0x0198, 0x0200, 0x0202, 0x0222, 0x0282, 0x0401, 0x0404, 0x0410, 0x0421,
+    0x0424, 0x0440, 0x0442, 0x0448, 0x0460, 0x0481, 0x0484, 0x0490, 0x04a4, 0x0500, 0x0502, 0x0508,
+    0x0520, 0x0546, 0x0569, 0x0580, 0x0591, 0x0609, 0x0610, 0x0640, 0x0684, 0x06a4, 0x0800, 0x0805,
+    0x0808, 0x0814, 0x0828, 0x0841, 0x0844, 0x0850, 0x0852, 0x0888, 0x0904, 0x0940, 0x0a02, 0x0a14,
+    0x1001, 0x1004, 0x1010, 0x1021, 0x1040, 0x1060, 0x1084, 0x1090, 0x1095, 0x1100, 0x1108, 0x1120,
+    0x1150, 0x115a, 0x1180, 0x1224, 0x1245, 0x1400, 0x1408, 0x1420, 0x1425, 0x1449, 0x1480, 0x1518,
+    0x1562, 0x1600, 0x1616, 0x1801, 0x1804, 0x1810, 0x1840, 0x1881, 0x1900, 0x1905, 0x19a0, 0x1a51,
+    0x2000, 0x2002, 0x200a, 0x2044, 0x2061, 0x2080, 0x2082, 0x2129, 0x2148, 0x2200, 0x2202, 0x2401,
+    0x2404, 0x2410, 0x2440, 0x2456, 0x2500, 0x2541, 0x2564, 0x2690, 0x2808, 0x2820, 0x2894, 0x2a44,
+    0x4001, 0x4004, 0x4010, 0x4018, 0x4021, 0x4024, 0x4040, 0x4048, 0x4056, 0x4060, 0x4081, 0x4084,
+    0x4090, 0x4100, 0x4120, 0x4161, 0x4180, 0x4185, 0x4201, 0x4210, 0x4248, 0x4256, 0x4268, 0x4400,
+    0x4408, 0x4420, 0x4480, 0x4499, 0x4512, 0x4524, 0x4600, 0x4801, 0x4804, 0x4810, 0x4840, 0x4845,
+    0x4900, 0x4958, 0x4961, 0x4982, 0x4a45, 0x4a90, 0x5000, 0x5008, 0x5011, 0x5019, 0x5020, 0x5080,
+    0x5088, 0x5104, 0x5142, 0x51a4, 0x5291, 0x5490, 0x5492, 0x550a, 0x5601, 0x5654, 0x5800, 0x5811,
+    0x5819, 0x5864, 0x5940, 0x5a08, 0x6004, 0x6010, 0x6040, 0x6068, 0x6100, 0x6155, 0x6218, 0x6260,
+    0x6400, 0x6405, 0x6510, 0x6512, 0x6584, 0x6842, 0x8000, 0x8002, 0x800a, 0x8041, 0x8082, 0x8104,
+    0x8118, 0x8140, 0x8211, 0x8401, 0x8404, 0x8410, 0x8415, 0x8440, 0x8460, 0x8500, 0x8546, 0x8594,
+    0x8609, 0x8640, 0x8660, 0x8802, 0x8904, 0x8a11, 0x9004, 0x9010, 0x9024, 0x9040, 0x90a1, 0x9116,
+    0x9180, 0x9245, 0x9400, 0x9422, 0x9444, 0x9551, 0x9881, 0x9920, 0xa002, 0xa050, 0xa085, 0xa109,
+    0xa200, 0xa418, 0xa850, 0xa904,
+};
+
+// 2^23 + byte: the byte lands in the mantissa, which is much faster than converting integers.
+msl_inline float quant_byte_float(uint word, ushort i) {
+#ifdef MSL_CUDA
+    return as_type<float>(__byte_perm(word, 0x4b000000u, 0x7540u | i));
+#else
+    return as_type<float>(((word >> (8 * i)) & 0xffu) | 0x4b000000u);
+#endif
+}
+
+// Four signed bytes.
+msl_inline float4 quant_signed4(uint word) {
+    const uint biased = word ^ 0x80808080u;
+    return float4(quant_byte_float(biased, 0), quant_byte_float(biased, 1), quant_byte_float(biased, 2),
+                  quant_byte_float(biased, 3)) - 8388736.0f;
+}
+
+// Four unsigned bytes.
+msl_inline float4 quant_unsigned4(uint word) {
+    return float4(quant_byte_float(word, 0), quant_byte_float(word, 1), quant_byte_float(word, 2),
+                  quant_byte_float(word, 3)) - 8388608.0f;
+}
+
+msl_inline float quant_half(msl_device const uchar *p) { return float(as_type<half>(*(msl_device const ushort *)p)); }
+
+// A word from memory that is aligned to two bytes.
+msl_inline uint quant_word(msl_device const uchar *p) {
+    msl_device const ushort *h = (msl_device const ushort *)p;
+    return uint(h[0]) | uint(h[1]) << 16;
+}
+
+// Bytes in a row of `columns` weights, without the scales of planes.
+template <uint T> msl_inline ulong quant_row_bytes(uint columns) {
+    if (T == GPU_F32) { return ulong(columns) * 4; }
+    if (T == GPU_F16 || T == GPU_BF16) { return ulong(columns) * 2; }
+    if (T == GPU_Q8_0) { return ulong(columns / 32) * 34; }
+    if (T == GPU_Q4_0) { return ulong(columns / 32) * 18; }
+    if (T == GPU_MXFP4) { return ulong(columns / 32) * 17; }
+    if (T == GPU_Q2_K) { return ulong(columns / 256) * 84; }
+    if (T == GPU_Q3_K) { return ulong(columns / 256) * 110; }
+    if (T == GPU_Q4_K) { return ulong(columns / 256) * 144; }
+    if (T == GPU_Q5_K) { return ulong(columns / 256) * 176; }
+    if (T == GPU_Q6_K) { return ulong(columns / 256) * 210; }
+    if (T == GPU_IQ2_XXS) { return ulong(columns / 256) * 66; }
+    if (T == GPU_Q8_0_PLANES) { return ulong(columns); }
+    return ulong(columns / 32) * 8;  // IQ2_XXS planes
+}
+
+// Magnitude codes and sign bits of eight weights to floats.
+msl_inline void quant_iq2_eight(uint codes, uint signs, float scale, msl_thread float *out) {
+    for (ushort i = 0; i < 8; ++i) {
+        const uint code = (codes >> (2 * i)) & 3u;
+        const float magnitude = code == 0u ? 8.0f : code == 1u ? 25.0f : 43.0f;
+        out[i] = (((signs >> i) & 1u) != 0u ? -magnitude : magnitude) * scale;
+    }
+}
+
+// Half of a group of 32: grid indices and signs of entries 2·side and 2·side + 1.
+msl_inline void quant_iq2_16(uint grid, uint packed, float d, uint side, msl_thread float *out) {
+    const float scale = d * float(2u * (packed >> 28) + 1u) * 0.125f;
+    for (ushort e = 0; e < 2; ++e) {
+        const uint entry = side * 2u + e;
+        const uint seven = (packed >> (7u * entry)) & 127u;
+        quant_iq2_eight(quant_iq2_grid[(grid >> (8u * entry)) & 255u], seven | (popcount(seven) & 1u) << 7, scale,
+                        out + 8 * e);
+    }
+}
+
+// The six-bit scale and minimum of Q4_K and Q5_K.
+msl_inline float2 quant_k4(msl_device const uchar *packed, uint sub) {
+    const uint scale = sub < 4u ? packed[sub] & 63u : (packed[sub + 4u] & 15u) | (packed[sub - 4u] >> 6) << 4;
+    const uint least = sub < 4u ? packed[sub + 4u] & 63u : packed[sub + 4u] >> 4 | (packed[sub] >> 6) << 4;
+    return float2(float(scale), float(least));
+}
+
+// Weights k … k + 15 of row `row`; k is a multiple of 16. `plane`: where the scales of planes begin.
+template <uint T>
+msl_inline void quant_load16(msl_device const uchar *w, ulong plane, ulong row, uint columns, uint k, msl_thread float *out) {
+    msl_device const uchar *line = w + row * quant_row_bytes<T>(columns);
+    if (T == GPU_F32) {
+        msl_device const float4 *p = (msl_device const float4 *)(line + ulong(k) * 4);
+        for (ushort j = 0; j < 4; ++j) {
+            const float4 v = p[j];
+            for (ushort i = 0; i < 4; ++i) { out[4 * j + i] = v[i]; }
+        }
+    } else if (T == GPU_F16) {
+        msl_device const uint4 *p = (msl_device const uint4 *)(line + ulong(k) * 2);
+        for (ushort j = 0; j < 2; ++j) {
+            const uint4 v = p[j];
+            for (ushort i = 0; i < 4; ++i) {
+                out[8 * j + 2 * i] = float(as_type<half>(ushort(v[i] & 0xffffu)));
+                out[8 * j + 2 * i + 1] = float(as_type<half>(ushort(v[i] >> 16)));
+            }
+        }
+    } else if (T == GPU_BF16) {
+        msl_device const ushort *p = (msl_device const ushort *)(line + ulong(k) * 2);
+        for (ushort i = 0; i < 16; ++i) { out[i] = as_type<float>(uint(p[i]) << 16); }
+    } else if (T == GPU_Q8_0) {
+        msl_device const uchar *block = line + ulong(k / 32) * 34;
+        const float d = quant_half(block);
+        for (ushort j = 0; j < 4; ++j) {
+            const float4 v = quant_signed4(quant_word(block + 2 + (k & 16u) + 4 * j)) * d;
+            for (ushort i = 0; i < 4; ++i) { out[4 * j + i] = v[i]; }
+        }
+    } else if (T == GPU_Q8_0_PLANES) {
+        const uint4 q = *(msl_device const uint4 *)(line + k);
+        const float d = quant_half(w + plane + (row * (columns / 32) + k / 32) * 2);
+        for (ushort j = 0; j < 4; ++j) {
+            const float4 v = quant_signed4(q[j]) * d;
+            for (ushort i = 0; i < 4; ++i) { out[4 * j + i] = v[i]; }
+        }
+    } else if (T == GPU_Q4_0) {
+        msl_device const uchar *block = line + ulong(k / 32) * 18;
+        const float d = quant_half(block);
+        const ushort shift = (k & 16u) != 0u ? 4 : 0;
+        for (ushort i = 0; i < 16; ++i) { out[i] = (float((block[2 + i] >> shift) & 15) - 8.0f) * d; }
+    } else if (T == GPU_MXFP4) {
+        msl_device const uchar *block = line + ulong(k / 32) * 17;
+        const uint e = block[0];
+        const float d = as_type<float>(e < 2u ? 0x00200000u << e : (e - 1u) << 23);
+        const ushort shift = (k & 16u) != 0u ? 4 : 0;
+        for (ushort i = 0; i < 16; ++i) {
+            const uint code = (block[1 + i] >> shift) & 15;
+            const uint m = code & 7u;
+            // 0 1 2 3 4 6 8 12: twice the values of e2m1
+            const float value = m < 4u ? float(m) : m == 4u ? 4.0f : m == 5u ? 6.0f : m == 6u ? 8.0f : 12.0f;
+            out[i] = (code & 8u) != 0u ? -value * d : value * d;
+        }
+    } else if (T == GPU_IQ2_XXS) {
+        msl_device const uchar *block = line + ulong(k / 256) * 66;
+        msl_device const uchar *group = block + 2 + (k % 256u) / 32u * 8u;
+        quant_iq2_16(quant_word(group), quant_word(group + 4), quant_half(block), (k / 16u) & 1u, out);
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        const uint2 group = *(msl_device const uint2 *)(line + ulong(k / 32) * 8);
+        const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
+        quant_iq2_16(group.x, group.y, d, (k / 16u) & 1u, out);
+    } else {
+        // The K types: sixteen sub-blocks of 16 in 256; sub-block j is half `h`, shift `s`, offset `l`.
+        const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
+        if (T == GPU_Q2_K) {
+            msl_device const uchar *block = line + ulong(k / 256) * 84;
+            const uint sub = block[j];
+            const float d = quant_half(block + 80) * float(sub & 15u);
+            const float least = quant_half(block + 82) * float(sub >> 4);
+            msl_device const uchar *q = block + 16 + 32u * h + l;
+            for (ushort i = 0; i < 4; ++i) {
+                const float4 v = quant_unsigned4((quant_word(q + 4 * i) >> (2u * s)) & 0x03030303u) * d - least;
+                for (ushort c = 0; c < 4; ++c) { out[4 * i + c] = v[c]; }
+            }
+        } else if (T == GPU_Q3_K) {
+            msl_device const uchar *block = line + ulong(k / 256) * 110;
+            msl_device const uchar *scales = block + 96;
+            const uint low = j < 8u ? scales[j] & 15u : scales[j - 8u] >> 4;
+            const uint high = (scales[8u + j % 4u] >> (2u * (j / 4u))) & 3u;
+            const float d = quant_half(block + 108) * (float(low | high << 4) - 32.0f);
+            for (ushort i = 0; i < 16; ++i) {
+                const uint two = (block[32u + 32u * h + l + i] >> (2u * s)) & 3u;
+                const uint one = (block[l + i] >> (4u * h + s)) & 1u;
+                out[i] = d * (float(two) - (one != 0u ? 0.0f : 4.0f));
+            }
+        } else if (T == GPU_Q4_K || T == GPU_Q5_K) {
+            msl_device const uchar *block = line + ulong(k / 256) * (T == GPU_Q4_K ? 144u : 176u);
+            const uint sub = j / 2u;
+            const float2 six = quant_k4(block + 4, sub);
+            const float d = quant_half(block) * six.x, least = quant_half(block + 2) * six.y;
+            msl_device const uchar *q = block + (T == GPU_Q4_K ? 16u : 48u) + 32u * (sub / 2u) + l;
+            for (ushort i = 0; i < 16; ++i) {
+                uint value = (q[i] >> ((sub & 1u) * 4u)) & 15u;
+                if (T == GPU_Q5_K) { value |= ((block[16u + l + i] >> sub) & 1u) << 4; }
+                out[i] = d * float(value) - least;
+            }
+        } else {  // Q6_K
+            msl_device const uchar *block = line + ulong(k / 256) * 210;
+            const float d = quant_half(block + 208) * float(as_type<char>(block[192u + j]));
+            msl_device const uchar *low = block + 64u * h + 32u * (s & 1u) + l;
+            msl_device const uchar *high = block + 128u + 32u * h + l;
+            for (ushort i = 0; i < 16; ++i) {
+                const uint value = ((low[i] >> (s / 2u * 4u)) & 15u) | ((high[i] >> (2u * s)) & 3u) << 4;
+                out[i] = d * (float(value) - 32.0f);
+            }
+        }
+    }
+}
+
+// Calls BODY(T) for the format that `type` names.
+#define QUANT_SWITCH(type, BODY) \
+    switch (type) { \
+    case GPU_F32: BODY(GPU_F32); break; \
+    case GPU_F16: BODY(GPU_F16); break; \
+    case GPU_BF16: BODY(GPU_BF16); break; \
+    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
+    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
+    case GPU_Q4_0: BODY(GPU_Q4_0); break; \
+    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
+    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
+    case GPU_Q3_K: BODY(GPU_Q3_K); break; \
+    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
+    case GPU_Q5_K: BODY(GPU_Q5_K); break; \
+    case GPU_Q6_K: BODY(GPU_Q6_K); break; \
+    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
+    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    default: break; \
+    }
+
+#endif
+
+#line 19 "experts.metal"
+using namespace metal;
+
+#define EXPERT_SIMDGROUPS 4
+#define EXPERT_SIMD_ROWS 2
+#define EXPERT_ROWS (EXPERT_SIMDGROUPS * EXPERT_SIMD_ROWS)
+
+// silu(min(g, clamp)) · clip(u, ±clamp)
+msl_inline float experts_glu(float g, float u, float limit) {
+    if (limit > 0.0f) {
+        g = g > limit ? limit : g;
+        u = u > limit ? limit : u < -limit ? -limit : u;
+    }
+    return g / (1.0f + exp(-g)) * u;
+}
+
+// This lane's part of row · x for EXPERT_SIMD_ROWS rows from `row` on.
+template <uint T>
+msl_inline void experts_dot(msl_device const uchar *w, ulong plane, ulong row, uint columns, msl_device const float *x, ushort lane,
+                        msl_thread float *sums) {
+    for (uint k = lane * 16u; k < columns; k += 512u) {
+        float v[EXPERT_SIMD_ROWS][16];
+        #pragma unroll
+        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { quant_load16<T>(w, plane, row + r, columns, k, v[r]); }
+        msl_device const float4 *x4 = (msl_device const float4 *)(x + k);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            const float4 a = x4[j];
+            #pragma unroll
+            for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+                sums[r] += v[r][4 * j] * a.x + v[r][4 * j + 1] * a.y + v[r][4 * j + 2] * a.z + v[r][4 * j + 3] * a.w;
+            }
+        }
+    }
+}
+
+// The same with x = SwiGLU of `gate` and `up`.
+template <uint T>
+msl_inline void experts_dot_glu(msl_device const uchar *w, ulong plane, ulong row, uint columns, msl_device const float *gate,
+                            msl_device const float *up, float limit, ushort lane, msl_thread float *sums) {
+    for (uint k = lane * 16u; k < columns; k += 512u) {
+        float v[EXPERT_SIMD_ROWS][16];
+        #pragma unroll
+        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { quant_load16<T>(w, plane, row + r, columns, k, v[r]); }
+        #pragma unroll
+        for (ushort i = 0; i < 16; ++i) {
+            const float h = experts_glu(gate[k + i], up[k + i], limit);
+            #pragma unroll
+            for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { sums[r] += v[r][i] * h; }
+        }
+    }
+}
+
+[[max_total_threads_per_threadgroup(EXPERT_SIMDGROUPS * 32)]]
+MSL_KERNEL void experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device float * h, msl_constant gpu_experts & p, uint2 tg, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+{
+    // inner is a multiple of 16: no tile is cut.
+    const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
+    const ulong line = ulong(ids[tg.y]) * p.inner + row;
+    msl_device const float *token = x + ulong(tg.y / p.used) * p.hidden;
+    float g[EXPERT_SIMD_ROWS];
+    float u[EXPERT_SIMD_ROWS];
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        g[r] = 0.0f;
+        u[r] = 0.0f;
+    }
+#define GATE_UP_BODY(T) \
+    experts_dot<T>(gate, p.plane, line, p.hidden, token, lane, g); \
+    experts_dot<T>(up, p.plane, line, p.hidden, token, lane, u)
+    QUANT_SWITCH(p.type, GATE_UP_BODY)
+#undef GATE_UP_BODY
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        const float gs = simd_sum(g[r]), us = simd_sum(u[r]);
+        if (lane == 0) { h[ulong(tg.y) * p.inner + row + r] = experts_glu(gs, us, p.clamp) * weights[tg.y]; }
+    }
+}
+
+[[max_total_threads_per_threadgroup(EXPERT_SIMDGROUPS * 32)]]
+MSL_KERNEL void experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * y, msl_constant gpu_experts & p, uint2 tg, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+{
+    const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
+    float sums[EXPERT_SIMD_ROWS];
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { sums[r] = 0.0f; }
+    for (uint j = 0; j < p.used; ++j) {
+        const ulong assignment = ulong(tg.y) * p.used + j;
+        const ulong line = ulong(ids[assignment]) * p.hidden + row;
+#define DOWN_BODY(T) experts_dot<T>(down, p.down_plane, line, p.inner, h + assignment * p.inner, lane, sums)
+        QUANT_SWITCH(p.down_type, DOWN_BODY)
+#undef DOWN_BODY
+    }
+    const ulong from = ulong(tg.y) * p.shared_inner;
+#define SHARED_BODY(T) \
+    experts_dot_glu<T>(shared_down, p.shared_plane, row, p.shared_inner, shared_gate + from, shared_up + from, \
+                       p.shared_clamp, lane, sums)
+    QUANT_SWITCH(p.shared_type, SHARED_BODY)
+#undef SHARED_BODY
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        const float sum = simd_sum(sums[r]);
+        if (lane == 0) { y[ulong(tg.y) * p.hidden + row + r] = sum; }
+    }
+}
+
+// ---------------------------------------------------------------- many tokens
+
+#define SORT_THREADS 1024
+#define SORT_MOST 1024  // experts
+
+// A stable counting sort: thread e walks over all assignments of expert e.
+[[max_total_threads_per_threadgroup(SORT_THREADS)]]
+MSL_KERNEL void experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, msl_constant gpu_experts & p, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+{
+    threadgroup_decl atomic_uint counts[SORT_MOST];
+    threadgroup_decl uint partial[32];
+    threadgroup_decl uint partial_tiles[32];
+    const uint assignments = p.n * p.used;
+    atomic_store_explicit(&counts[tid], 0u, memory_order_relaxed);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = tid; i < assignments; i += SORT_THREADS) {
+        atomic_fetch_add_explicit(&counts[ids[i]], 1u, memory_order_relaxed);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // Where each expert begins, in places and in tiles.
+    const uint count = atomic_load_explicit(&counts[tid], memory_order_relaxed);
+    const uint own_tiles = (count + p.tile - 1) / p.tile;
+    const uint before = simd_prefix_exclusive_sum(count), tiles_before = simd_prefix_exclusive_sum(own_tiles);
+    const uint group = simd_sum(count), group_tiles = simd_sum(own_tiles);
+    if (lane == 0) {
+        partial[sg] = group;
+        partial_tiles[sg] = group_tiles;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const uint groups = partial[lane], groups_tiles = partial_tiles[lane];
+    const uint begin = before + simd_sum(lane < sg ? groups : 0u);
+    const uint first_tile = tiles_before + simd_sum(lane < sg ? groups_tiles : 0u);
+    const uint all_tiles = simd_sum(groups_tiles);
+    for (uint i = 0; i < own_tiles; ++i) {
+        tiles[first_tile + i] = uint4(tid, begin + i * p.tile, min(count - i * p.tile, p.tile), 0);
+    }
+    const uint most_tiles = assignments / p.tile + min(p.experts, assignments);
+    for (uint i = all_tiles + tid; i < most_tiles; i += SORT_THREADS) { tiles[i] = uint4(0, 0, 0, 0); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    atomic_store_explicit(&counts[tid], begin, memory_order_relaxed);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // The order inside an expert does not matter: every place is written and read by its own number.
+    for (uint i = tid; i < assignments; i += SORT_THREADS) {
+        const uint at = atomic_fetch_add_explicit(&counts[ids[i]], 1u, memory_order_relaxed);
+        order[at] = i;
+        place[i] = at;
+    }
+}
+
+MSL_KERNEL void experts_swiglu(msl_device float * gate, msl_device const float * up, msl_device const uint * order, msl_device const float * weights, msl_constant gpu_experts & p, uint2 i)
+
+
+
+
+
+{
+    if (i.x >= p.inner) { return; }
+    const ulong at = ulong(i.y) * p.inner + i.x;
+    gate[at] = experts_glu(gate[at], up[at], p.clamp) * weights[order[i.y]];
+}
+
+MSL_KERNEL void shared_swiglu(msl_device float * gate, msl_device const float * up, msl_constant gpu_experts & p, uint2 i)
+
+
+
+{
+    if (i.x >= p.shared_inner) { return; }
+    const ulong at = ulong(i.y) * p.shared_inner + i.x;
+    gate[at] = experts_glu(gate[at], up[at], p.shared_clamp);
+}
+
+MSL_KERNEL void experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, msl_constant gpu_experts & p, uint2 i)
+
+
+
+
+{
+    if (i.x >= p.hidden) { return; }
+    float sum = 0.0f;
+    for (uint j = 0; j < p.used; ++j) { sum += parts[ulong(place[i.y * p.used + j]) * p.hidden + i.x]; }
+    y[ulong(i.y) * p.hidden + i.x] += sum;
+}
+
+#line 1 "hyper_connection.metal"
+// hyper_connection.metal — mixing the four residual streams (report §2.2).
+//
+//   hc_spread   x [n, D]                              -> streams [n, 4, D]
+//   hc_mix      streams, fn [outputs, 4D]             -> mix [n, outputs + 1]; the last is Σ streams²
+//   hc_enter    mix, scale [3], base [24], streams    -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
+//   hc_head     mix, scale [1], base [4], streams     -> x [n, D] collapsed and normed
+//   hc_leave    y [n, D], post, comb                  -> streams, in place
+//
+// comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
+// (iterations - 1) × (rows, columns), each division by (sum + eps).
+//
+// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; enter, head: tokens
+// Precision  f32
+// CPU twin   CKernels/hyper_connection.c
+// Origin     ours
+
+#line 18 "hyper_connection.metal"
+#line 1 "reduce.h"
+// reduce.h — sums over a threadgroup.
+#ifndef PYDS4_REDUCE_H
+#define PYDS4_REDUCE_H
+
+using namespace metal;
+
+// The sum of `value` over all `simdgroups`, the same in every thread. `partial` [32] may be used again
+// behind the next barrier only.
+msl_inline float reduce_sum(float value, msl_threadgroup float *partial, ushort simdgroups, ushort sg, ushort lane) {
+    const float sum = simd_sum(value);
+    if (lane == 0) { partial[sg] = sum; }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return simd_sum(lane < simdgroups ? partial[lane] : 0.0f);
+}
+
+msl_inline float reduce_rms(float squares, uint count, float epsilon) {
+    return 1.0f / sqrt(squares / float(count) + epsilon);
+}
+
+#endif
+
+#line 19 "hyper_connection.metal"
+using namespace metal;
+
+#define HC_THREADS 1024
+#define HC_MIX_THREADS 256
+
+MSL_KERNEL void hc_spread(msl_device const float * x, msl_device float * streams, msl_constant gpu_hc & p, uint2 i)
+
+
+
+{
+    if (i.x >= p.dim) { return; }
+    const float v = x[ulong(i.y) * p.dim + i.x];
+    for (ushort s = 0; s < 4; ++s) { streams[(ulong(i.y) * 4 + s) * p.dim + i.x] = v; }
+}
+
+[[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
+MSL_KERNEL void hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, msl_constant gpu_hc & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+{
+    threadgroup_decl float partial[32];
+    const uint width = 4 * p.dim;
+    msl_device const float *x = streams + ulong(tg.y) * width;
+    float sum = 0.0f;
+    for (uint k = tid * 16u; k < width; k += HC_MIX_THREADS * 16u) {
+        float v[16];
+        msl_device const float4 *x4 = (msl_device const float4 *)(x + k);
+        if (tg.x == p.outputs) {
+            for (ushort j = 0; j < 4; ++j) { sum += dot(x4[j], x4[j]); }
+        } else {
+            for (ushort j = 0; j < 16; ++j) { v[j] = 0.0f; }
+#define HC_BODY(T) quant_load16<T>(fn, p.plane, ulong(tg.x), width, k, v)
+            switch (p.type) {
+            case GPU_F16: HC_BODY(GPU_F16); break;
+            case GPU_F32: HC_BODY(GPU_F32); break;
+            case GPU_BF16: HC_BODY(GPU_BF16); break;
+            case GPU_Q8_0_PLANES: HC_BODY(GPU_Q8_0_PLANES); break;
+            default: HC_BODY(GPU_Q8_0);
+            }
+#undef HC_BODY
+            for (ushort j = 0; j < 4; ++j) {
+                sum += dot(x4[j], float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]));
+            }
+        }
+    }
+    sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
+    if (tid == 0) { mix[ulong(tg.y) * (p.outputs + 1) + tg.x] = sum; }
+}
+
+msl_inline float hc_sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+
+// Sum over the four lanes of a row (i = lane / 4), and over those of a column (j = lane % 4).
+msl_inline float hc_row_sum(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 2);
+}
+msl_inline float hc_column_sum(float v) {
+    v += simd_shuffle_xor(v, 4);
+    return v + simd_shuffle_xor(v, 8);
+}
+
+// One simdgroup; lanes 0 … 15 hold comb, the others repeat them.
+msl_inline float hc_sinkhorn(float v, uint iterations, float epsilon) {
+    float top = max(v, simd_shuffle_xor(v, 1));
+    top = max(top, simd_shuffle_xor(top, 2));
+    v = exp(v - top);
+    v = v / hc_row_sum(v) + epsilon;
+    v = v / (hc_column_sum(v) + epsilon);
+    for (uint k = 1; k < iterations; ++k) {
+        v = v / (hc_row_sum(v) + epsilon);
+        v = v / (hc_column_sum(v) + epsilon);
+    }
+    return v;
+}
+
+// Σ pre_i · stream_i, normed: by all threads of the threadgroup.
+msl_inline void hc_collapse(msl_device const float *streams, msl_threadgroup float *pre, msl_device const float *norm, msl_device float *x,
+                        uint dim, float epsilon, msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+    float sum = 0.0f;
+    for (uint d = tid; d < dim; d += HC_THREADS) {
+        const float v = pre[0] * streams[d] + pre[1] * streams[dim + d] + pre[2] * streams[2 * dim + d]
+                      + pre[3] * streams[3 * dim + d];
+        x[d] = v;
+        sum += v * v;
+    }
+    const float scale = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, epsilon);
+    for (uint d = tid; d < dim; d += HC_THREADS) { x[d] = x[d] * scale * norm[d]; }
+}
+
+[[max_total_threads_per_threadgroup(HC_THREADS)]]
+MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint token, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float partial[32];
+    threadgroup_decl float pre[4];
+    msl_device const float *m = mix + ulong(token) * 25;
+    const float inverse = reduce_rms(m[24], 4 * p.dim, p.norm_epsilon);
+    if (sg == 0 && lane < 4) { pre[lane] = hc_sigmoid(m[lane] * inverse * scale[0] + base[lane]) + p.epsilon; }
+    if (sg == 1) {
+        if (lane < 4) {
+            post[ulong(token) * 4 + lane] = 2.0f * hc_sigmoid(m[4 + lane] * inverse * scale[1] + base[4 + lane]);
+        }
+        const ushort e = lane & 15;
+        const float v = hc_sinkhorn(m[8 + e] * inverse * scale[2] + base[8 + e], p.iterations, p.epsilon);
+        if (lane < 16) { comb[ulong(token) * 16 + lane] = v; }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
+                partial, tid, sg, lane);
+}
+
+[[max_total_threads_per_threadgroup(HC_THREADS)]]
+MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, msl_constant gpu_hc & p, uint token, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float partial[32];
+    threadgroup_decl float pre[4];
+    msl_device const float *m = mix + ulong(token) * 5;
+    const float inverse = reduce_rms(m[4], 4 * p.dim, p.norm_epsilon);
+    if (tid < 4) { pre[tid] = hc_sigmoid(m[tid] * inverse * scale[0] + base[tid]) + p.epsilon; }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
+                partial, tid, sg, lane);
+}
+
+MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, msl_constant gpu_hc & p, uint2 i)
+
+
+
+
+
+{
+    if (i.x >= p.dim) { return; }
+    msl_device float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
+    msl_device const float *c = comb + ulong(i.y) * 16;
+    const float s0 = s[0], s1 = s[p.dim], s2 = s[2 * p.dim], s3 = s[3 * p.dim], v = y[ulong(i.y) * p.dim + i.x];
+    for (ushort j = 0; j < 4; ++j) {
+        s[ulong(j) * p.dim] = post[ulong(i.y) * 4 + j] * v
+                            + (c[j] * s0 + c[4 + j] * s1 + c[8 + j] * s2 + c[12 + j] * s3);
+    }
+}
+
+#line 1 "indexer.metal"
+// indexer.metal — which compressed rows a token attends to (report §2.3.1).
+//
+//   indexer_score   q [n, heads, dim], w [n, heads], rows   -> scores [n, stride]
+//   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
+//
+// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
+// the `top` highest stay (ties: the lower row).
+//
+// Grid       score: x blocks of INDEX_ROWS rows, y tokens; top-k: tokens
+// Precision  f32
+// CPU twin   CKernels/indexer.c
+// Origin     ours
+
+#line 15 "indexer.metal"
+using namespace metal;
+
+#define INDEX_ROWS 64
+#define INDEX_HEADS 16
+#define INDEX_LANE 4  // float4 of a row that a lane holds: a quad of lanes shares a row in pieces
+
+// A quad of lanes holds one row; heads stream through threadgroup memory.
+[[max_total_threads_per_threadgroup(INDEX_ROWS * 4)]]
+MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * pages, msl_device const int * positions, msl_device float * scores, msl_constant gpu_indexer & p, uint2 tg, ushort tid)
+
+
+
+
+
+
+
+{
+    threadgroup_decl float4 heads[INDEX_HEADS * 32];  // a piece of 128 values of INDEX_HEADS queries
+    const uint in_sight = uint(positions[tg.y] + 1) / p.ratio, dim = p.format.dim;
+    if (tg.x * INDEX_ROWS >= in_sight) { return; }
+    const uint row = min(tg.x * INDEX_ROWS + tid / 4, in_sight - 1);
+    const ushort quarter = tid & 3;
+    msl_device const uchar *line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
+    float score = 0.0f;
+    for (uint h0 = 0; h0 < p.heads; h0 += INDEX_HEADS) {
+        float dots[INDEX_HEADS];
+        #pragma unroll
+        for (ushort h = 0; h < INDEX_HEADS; ++h) { dots[h] = 0.0f; }
+        for (uint piece = 0; piece < dim; piece += 128) {
+            const uint quads = min(dim - piece, 128u) / 4;
+            for (uint i = tid; i < INDEX_HEADS * quads; i += INDEX_ROWS * 4) {
+                const uint h = min(h0 + i / quads, p.heads - 1);
+                heads[i] = *(msl_device const float4 *)(q + (ulong(tg.y) * p.heads + h) * dim + piece + i % quads * 4);
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            for (uint i = quarter; i < quads; i += 4) {
+                const float4 k = kv_decode4(p.format, line, piece / 4 + i);
+                #pragma unroll
+                for (ushort h = 0; h < INDEX_HEADS; ++h) { dots[h] += dot(heads[h * quads + i], k); }
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+        }
+        #pragma unroll
+        for (ushort h = 0; h < INDEX_HEADS; ++h) {
+            float sum = dots[h] + simd_shuffle_xor(dots[h], 1);
+            sum += simd_shuffle_xor(sum, 2);
+            if (h0 + h < p.heads) { score += w[ulong(tg.y) * p.heads + h0 + h] * max(sum, 0.0f); }
+        }
+    }
+    if (quarter == 0 && tg.x * INDEX_ROWS + tid / 4 < in_sight) { scores[ulong(tg.y) * p.stride + row] = score * p.scale; }
+}
+
+#define TOP_THREADS 1024
+
+// Floats as integers of the same order; NaN becomes the lowest.
+msl_inline uint top_key(float x) {
+    const uint bits = as_type<uint>(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0u; }
+    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
+[[max_total_threads_per_threadgroup(TOP_THREADS)]]
+MSL_KERNEL void indexer_top_k(msl_device const float * scores, msl_device const int * positions, msl_device int * selected, msl_device int * counts, msl_constant gpu_indexer & p, uint token, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl atomic_uint bins[256];
+    threadgroup_decl uint found[4];      // prefix so far, how many still wanted
+    threadgroup_decl uint above[32];
+    threadgroup_decl uint equal[32];
+    const uint in_sight = uint(positions[token] + 1) / p.ratio;
+    msl_device const float *score = scores + ulong(token) * p.stride;
+    msl_device int *out = selected + ulong(token) * p.top;
+    if (tid == 0) { counts[token] = int(min(in_sight, p.top)); }
+    if (in_sight <= p.top) {
+        for (uint i = tid; i < in_sight; i += TOP_THREADS) { out[i] = int(i); }
+        return;
+    }
+    uint prefix = 0, mask = 0, wanted = p.top;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        if (tid < 256) { atomic_store_explicit(&bins[tid], 0u, memory_order_relaxed); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint i = tid; i < in_sight; i += TOP_THREADS) {
+            const uint key = top_key(score[i]);
+            if ((key & mask) == prefix) { atomic_fetch_add_explicit(&bins[(key >> shift) & 255u], 1u, memory_order_relaxed); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (sg == 0) {
+            // Lane l looks at bins 255 - 8·l downwards.
+            uint mine = 0;
+            for (uint i = 0; i < 8; ++i) {
+                mine += atomic_load_explicit(&bins[255u - 8u * lane - i], memory_order_relaxed);
+            }
+            uint higher = simd_prefix_exclusive_sum(mine);
+            for (uint i = 0; i < 8; ++i) {
+                const uint digit = 255u - 8u * lane - i;
+                const uint count = atomic_load_explicit(&bins[digit], memory_order_relaxed);
+                if (higher < wanted && wanted <= higher + count) {
+                    found[0] = prefix | digit << shift;
+                    found[1] = wanted - higher;
+                }
+                higher += count;
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        prefix = found[0];
+        wanted = found[1];
+        mask |= 255u << shift;
+    }
+    // Everything above the threshold, and the first `wanted` that equal it, in ascending order.
+    uint done = 0, equals = 0;
+    for (uint base = 0; base < in_sight; base += TOP_THREADS) {
+        const uint i = base + tid;
+        const uint key = i < in_sight ? top_key(score[i]) : 0u;
+        const uint is_equal = i < in_sight && key == prefix ? 1u : 0u;
+        const uint equal_before = simd_prefix_exclusive_sum(is_equal), equal_here = simd_sum(is_equal);
+        if (lane == 0) { equal[sg] = equal_here; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const uint group_equals = equal[lane];
+        const uint equal_groups = simd_sum(lane < sg ? group_equals : 0u), equal_all = simd_sum(group_equals);
+        const uint rank = equals + equal_groups + equal_before;
+        const uint keep = i < in_sight && (key > prefix || (is_equal != 0u && rank < wanted)) ? 1u : 0u;
+        const uint kept_before = simd_prefix_exclusive_sum(keep), kept_here = simd_sum(keep);
+        if (lane == 0) { above[sg] = kept_here; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const uint group_kept = above[lane];
+        const uint kept_groups = simd_sum(lane < sg ? group_kept : 0u), kept_all = simd_sum(group_kept);
+        if (keep != 0u) { out[done + kept_groups + kept_before] = int(i); }
+        done += kept_all;
+        equals += equal_all;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+}
+
+#line 1 "kv_rows.metal"
+// kv_rows.metal — making rows of attention memory.
+//
+//   kv_key_rows        kv [n, dim], norm, table      -> rows, normed, rotated, encoded
+//   kv_index_queries   q [n, heads, dim], table      -> rotated and, if asked, rounded as FP4 rows are
+//
+// Grid       key rows: tokens; index queries: x heads, y tokens; one simdgroup each
+// Precision  f32 up to the rounding; agrees with the CPU but where a value lies between two codes
+// CPU twin   CKernels/kv_rows.c
+// Origin     ours
+
+#line 12 "kv_rows.metal"
+using namespace metal;
+
+[[max_total_threads_per_threadgroup(32)]]
+MSL_KERNEL void kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, msl_constant gpu_key_rows & p, uint token, ushort lane)
+
+
+
+
+
+
+{
+    threadgroup_decl float v[KV_MOST_DIM];
+    const uint dim = p.format.dim, plain = dim - p.format.rope;
+    for (uint i = lane; i < dim; i += 32) { v[i] = kv[ulong(token) * dim + i]; }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    kv_norm(v, norm, dim, p.epsilon, lane);
+    for (uint i = lane; i < p.format.rope / 2; i += 32) {
+        kv_turn(v + plain + 2 * i, table[ulong(token) * (p.format.rope / 2) + i]);
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    kv_encode(p.format, v, rows + ulong(token) * p.format.bytes, lane);
+}
+
+[[max_total_threads_per_threadgroup(32)]]
+MSL_KERNEL void kv_index_queries(msl_device float * q, msl_device const float2 * table, msl_constant gpu_index_queries & p, uint2 tg, ushort lane)
+
+
+
+
+{
+    threadgroup_decl float v[KV_MOST_DIM];
+    msl_device float *row = q + (ulong(tg.y) * p.heads + tg.x) * p.dim;
+    for (uint i = lane; i < p.dim; i += 32) { v[i] = row[i]; }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = lane; i < p.rope / 2; i += 32) {
+        kv_turn(v + p.dim - p.rope + 2 * i, table[ulong(tg.y) * (p.rope / 2) + i]);
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    if (p.rounded != 0u) {
+        kv_hadamard(v, p.dim, lane);
+        for (uint b = 0; b < p.dim / 32; ++b) {
+            const float x = v[32 * b + lane];
+            const uint scale = kv_fp4_scale(x);
+            row[32 * b + lane] = kv_e2m1_decode(kv_e2m1_encode(x * kv_inverse_power(scale))) * kv_power(scale);
+        }
+    } else {
+        for (uint i = lane; i < p.dim; i += 32) { row[i] = v[i]; }
+    }
+}
+
+#line 1 "matmul.metal"
+// matmul.metal — matrix products.
+//
+//   matvec_1, matvec_4   up to 8 matrices × 1 (4) tokens at a time       -> y [n, rows] each
+//   matvec_common        matvec_1 for F32, F16 and Q8_0 planes only: fewer registers, more loads in flight
+//   matmul_tile          one matrix × many tokens on the matrix units    -> y [n, rows]
+//   matmul_experts       the same for sorted assignments to experts      -> y [assignments, rows]
+//   matmul_embed         rows of a table                                  -> x [n, columns]
+//   quant_repack_*       GGUF blocks -> aligned planes, once at load
+//
+// Grid       matvec: x row tiles of MATVEC_ROWS over all jobs, y groups of tokens; tiles: x rows / 128,
+//            y tokens / 64
+// Precision  matvec: weights and activations f32. Tiles: both rounded to half, sums f32
+// Arguments  gpu_matvec, gpu_matmul in kernel_args.h
+// CPU twin   CKernels/matmul.c, which rounds activations to int8 instead
+// Origin     ours
+
+#line 18 "matmul.metal"
+#line 1 "tile.h"
+// tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
+// simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
+// either branch, emulated.
+//
+// A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
+// memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
+#ifndef TILE_H
+#define TILE_H
+
+using namespace metal;
+#define TILE 16
+
+#ifdef MSL_TILE_MMA       // CUDA; on the host -DMSL_TILE_MMA runs this branch too, with ldmatrix and mma emulated
+struct tile_a { uint r[4]; };
+struct tile_b { uint r[4]; };
+struct tile_c { float r[8]; };
+msl_inline void tile_zero(msl_thread tile_c &c) { for (int i = 0; i < 8; ++i) c.r[i] = 0.0f; }
+msl_inline void tile_load_a(msl_thread tile_a &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4(t.r, p + (lane & 15) * ld + (lane >> 4) * 8);
+}
+msl_inline void tile_load_bt(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4(t.r, p + ((lane & 7) + ((lane >> 4) << 3)) * ld + ((lane >> 3) & 1) * 8);
+}
+msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread tile_b &b) {
+    msl_mma_m16n8k16(c.r, a.r, b.r);
+    msl_mma_m16n8k16(c.r + 4, a.r, b.r + 2);
+}
+msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
+    const uint r = lane >> 2, x = (lane & 3) * 2;
+    for (int h = 0; h < 2; ++h) {
+        *(msl_threadgroup float2 *)(p + r * ld + h * 8 + x)       = float2(c.r[h * 4 + 0], c.r[h * 4 + 1]);
+        *(msl_threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
+    }
+}
+#else
+struct tile_a { simdgroup_half8x8 m[2][2]; };
+struct tile_b { simdgroup_half8x8 m[2][2]; };
+struct tile_c { simdgroup_float8x8 m[2][2]; };
+msl_inline void tile_zero(msl_thread tile_c &c) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) c.m[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+}
+msl_inline void tile_load_a(msl_thread tile_a &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int k = 0; k < 2; ++k) simdgroup_load(t.m[i][k], p + i * 8 * ld + k * 8, ld);
+}
+msl_inline void tile_load_bt(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + j * 8 * ld + k * 8, ld, ulong2(0), true);
+}
+msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread tile_b &b) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int k = 0; k < 2; ++k)
+        simdgroup_multiply_accumulate(c.m[i][j], a.m[i][k], b.m[k][j], c.m[i][j]);
+}
+msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
+}
+#endif
+#endif
+
+#line 19 "matmul.metal"
+using namespace metal;
+
+#define MATVEC_SIMDGROUPS 4
+#define MATVEC_SIMD_ROWS 2
+#define MATVEC_ROWS (MATVEC_SIMDGROUPS * MATVEC_SIMD_ROWS)
+
+// Sum over lanes, rows and tokens of one simdgroup: out[r][t].
+template <uint T, ushort R, ushort N>
+msl_inline void matvec_sums(msl_device const uchar *w, ulong plane, uint row, uint rows, uint columns, msl_device const float *x,
+                        uint ldx, uint n, ushort lane, msl_thread float (&sums)[R][N]) {
+    for (ushort r = 0; r < R; ++r) {
+        for (ushort t = 0; t < N; ++t) { sums[r][t] = 0.0f; }
+    }
+    for (uint k = lane * 16u; k < columns; k += 512u) {
+        float v[R][16];
+        #pragma unroll
+        for (ushort r = 0; r < R; ++r) {
+            // A row past the end repeats the last one; its sum is not written.
+            quant_load16<T>(w, plane, min(row + r, rows - 1), columns, k, v[r]);
+        }
+        #pragma unroll
+        for (ushort t = 0; t < N; ++t) {
+            msl_device const float4 *x4 = (msl_device const float4 *)(x + ulong(min(uint(t), n - 1)) * ldx + k);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                const float4 a = x4[j];
+                #pragma unroll
+                for (ushort r = 0; r < R; ++r) {
+                    sums[r][t] += v[r][4 * j] * a.x + v[r][4 * j + 1] * a.y + v[r][4 * j + 2] * a.z
+                                + v[r][4 * j + 3] * a.w;
+                }
+            }
+        }
+    }
+    #pragma unroll
+    for (ushort r = 0; r < R; ++r) {
+        #pragma unroll
+        for (ushort t = 0; t < N; ++t) { sums[r][t] = simd_sum(sums[r][t]); }
+    }
+}
+
+template <uint T, ushort N>
+msl_inline void matvec_job(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, msl_device float *y,
+                       uint ldx, uint n, uint tile, ushort sg, ushort lane) {
+    const uint row = tile * MATVEC_ROWS + sg * MATVEC_SIMD_ROWS;
+    if (row >= job.rows) { return; }
+    float sums[MATVEC_SIMD_ROWS][N];
+    matvec_sums<T, MATVEC_SIMD_ROWS, N>(w, job.plane, row, job.rows, job.columns,
+                                        x + ulong(row / job.group_rows) * job.columns, ldx, n, lane, sums);
+    if (lane == 0) {
+        for (ushort r = 0; r < MATVEC_SIMD_ROWS; ++r) {
+            for (ushort t = 0; t < N; ++t) {
+                if (row + r < job.rows && t < n) { y[job.out + ulong(t) * job.rows + row + r] = sums[r][t]; }
+            }
+        }
+    }
+}
+
+// Which job a row tile belongs to.
+msl_inline uint matvec_find(msl_constant gpu_matvec &p, uint tile) {
+    uint j = 0;
+    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
+    return j;
+}
+
+msl_inline msl_device const uchar *matvec_weights(uint j, msl_device const uchar *w0, msl_device const uchar *w1,
+                                          msl_device const uchar *w2, msl_device const uchar *w3, msl_device const uchar *w4,
+                                          msl_device const uchar *w5, msl_device const uchar *w6, msl_device const uchar *w7) {
+    return j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
+                  : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+}
+
+[[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
+MSL_KERNEL void matvec_common(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    const uint j = matvec_find(p, tg.x);
+    msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
+    const uint tile = tg.x - p.job[j].first_tile;
+    msl_device const float *from = x + ulong(tg.y) * p.ldx;
+    msl_device float *to = y + ulong(tg.y) * p.job[j].rows;
+    switch (p.job[j].type) {
+    case GPU_F32: matvec_job<GPU_F32, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane); break;
+    case GPU_F16: matvec_job<GPU_F16, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane); break;
+    default: matvec_job<GPU_Q8_0_PLANES, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane);
+    }
+}
+
+[[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
+MSL_KERNEL void matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    const uint j = matvec_find(p, tg.x);
+    msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
+    const uint tile = tg.x - p.job[j].first_tile;
+    msl_device const float *from = x + ulong(tg.y) * p.ldx;
+    msl_device float *to = y + ulong(tg.y) * p.job[j].rows;
+#define MATVEC_BODY(T) matvec_job<T, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane)
+    QUANT_SWITCH(p.job[j].type, MATVEC_BODY)
+#undef MATVEC_BODY
+}
+
+[[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
+MSL_KERNEL void matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    const uint j = matvec_find(p, tg.x);
+    msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
+    const uint tile = tg.x - p.job[j].first_tile, first = tg.y * 4u;
+    msl_device const float *from = x + ulong(first) * p.ldx;
+    msl_device float *to = y + ulong(first) * p.job[j].rows;
+#define MATVEC_BODY(T) matvec_job<T, 4>(w, p.job[j], from, to, p.ldx, min(p.n - first, 4u), tile, sg, lane)
+    QUANT_SWITCH(p.job[j].type, MATVEC_BODY)
+#undef MATVEC_BODY
+}
+
+[[max_total_threads_per_threadgroup(256)]]
+MSL_KERNEL void matmul_embed(msl_device const uchar * table, msl_device const int * tokens, msl_device float * x, msl_constant gpu_embed & p, uint token, ushort tid)
+
+
+
+
+
+{
+    for (uint k = tid * 16u; k < p.columns; k += 4096u) {
+        float v[16];
+        for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
+#define EMBED_BODY(T) quant_load16<T>(table, p.plane, ulong(tokens[token]), p.columns, k, v)
+        QUANT_SWITCH(p.type, EMBED_BODY)
+#undef EMBED_BODY
+        msl_device float4 *out = (msl_device float4 *)(x + ulong(token) * p.columns + k);
+        for (ushort j = 0; j < 4; ++j) { out[j] = float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]); }
+    }
+}
+
+// One thread a block: 34 bytes -> 32 quants and a scale.
+MSL_KERNEL void quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, msl_constant gpu_repack & p, uint i)
+
+
+
+{
+    if (ulong(i) >= p.blocks) { return; }
+    msl_device const ushort *block = blocks + ulong(i) * 17;
+    const ulong place = p.first_block + i;
+    msl_device ushort *quants = (msl_device ushort *)(planes + place * 32);
+    *(msl_device ushort *)(planes + p.plane + place * 2) = block[0];
+    for (ushort j = 0; j < 16; ++j) { quants[j] = block[1 + j]; }
+}
+
+// 66 bytes -> eight groups and a scale.
+MSL_KERNEL void quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, msl_constant gpu_repack & p, uint i)
+
+
+
+{
+    if (ulong(i) >= p.blocks) { return; }
+    msl_device const ushort *block = blocks + ulong(i) * 33;
+    const ulong place = p.first_block + i;
+    msl_device ushort *groups = (msl_device ushort *)(planes + place * 64);
+    *(msl_device ushort *)(planes + p.plane + place * 2) = block[0];
+    for (ushort j = 0; j < 32; ++j) { groups[j] = block[1 + j]; }
+}
+
+// ---------------------------------------------------------------- tiles
+
+#define TILE_TOKENS 64
+#define TILE_ROWS 128
+#define TILE_K 32
+#define TILE_LD (TILE_K + 8)  // in halfs: rows fall into different banks and stay aligned to 16 bytes
+#define TILE_THREADS 128
+#define TILE_SLAB (TILE_TOKENS * TILE_LD + TILE_ROWS * TILE_LD)
+
+msl_inline void tile_put16(msl_threadgroup half *to, msl_thread const float *v) {
+    for (ushort j = 0; j < 2; ++j) {
+        half4 a = half4(float4(v[8 * j], v[8 * j + 1], v[8 * j + 2], v[8 * j + 3]));
+        half4 b = half4(float4(v[8 * j + 4], v[8 * j + 5], v[8 * j + 6], v[8 * j + 7]));
+        const uint2 low = as_type<uint2>(a), high = as_type<uint2>(b);
+        *(msl_threadgroup uint4 *)(to + 8 * j) = uint4(low, high);
+    }
+}
+
+// y[m, r] for 64 rows of x and 128 rows of w. `source`: the row of x for this thread, which fetches
+// half of a 32-wide piece of one row of x and of two rows of w. `base`: rows of w before the first.
+template <uint T>
+msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base, uint row, uint rows, uint columns,
+                         msl_device const float *source, msl_threadgroup uint4 *memory, msl_device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
+    msl_threadgroup half *slabs = (msl_threadgroup half *)memory;
+    const ushort wm = (sg / 2) * 32, wn = (sg % 2) * 64;
+    tile_c acc[2][4];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { tile_zero(acc[i][j]); }
+    }
+    const ushort piece = (tid & 1) * 16, line = tid / 2;
+    const uint row0 = min(row + line, rows - 1), row1 = min(row + line + 64, rows - 1);
+    float v[3][16];
+    for (uint k0 = 0; k0 < columns + TILE_K; k0 += TILE_K) {
+        msl_threadgroup half *next = slabs + ((k0 / TILE_K) & 1u) * TILE_SLAB;
+        if (k0 < columns) {
+            msl_device const float4 *x4 = (msl_device const float4 *)(source + k0 + piece);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                const float4 a = x4[j];
+                v[0][4 * j] = a.x;
+                v[0][4 * j + 1] = a.y;
+                v[0][4 * j + 2] = a.z;
+                v[0][4 * j + 3] = a.w;
+            }
+            quant_load16<T>(w, plane, base + row0, columns, k0 + piece, v[1]);
+            quant_load16<T>(w, plane, base + row1, columns, k0 + piece, v[2]);
+        }
+        if (k0 > 0) {
+            // The slab before, while the loads above are under way.
+            msl_threadgroup half *sa = slabs + (((k0 / TILE_K) & 1u) ^ 1u) * TILE_SLAB;
+            msl_threadgroup half *sb = sa + TILE_TOKENS * TILE_LD;
+            #pragma unroll
+            for (ushort kk = 0; kk < TILE_K; kk += TILE) {
+                tile_a a[2];
+                tile_b b[4];
+                #pragma unroll
+                for (ushort i = 0; i < 2; ++i) { tile_load_a(a[i], sa + (wm + i * TILE) * TILE_LD + kk, TILE_LD, lane); }
+                #pragma unroll
+                for (ushort j = 0; j < 4; ++j) { tile_load_bt(b[j], sb + (wn + j * TILE) * TILE_LD + kk, TILE_LD, lane); }
+                #pragma unroll
+                for (ushort i = 0; i < 2; ++i) {
+                    #pragma unroll
+                    for (ushort j = 0; j < 4; ++j) { tile_mma(acc[i][j], a[i], b[j]); }
+                }
+            }
+        }
+        if (k0 < columns) {
+            tile_put16(next + line * TILE_LD + piece, v[0]);
+            tile_put16(next + (TILE_TOKENS + line) * TILE_LD + piece, v[1]);
+            tile_put16(next + (TILE_TOKENS + line + 64) * TILE_LD + piece, v[2]);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    // Through threadgroup memory, 16 × 16 values a simdgroup: rows past the end are not written.
+    msl_threadgroup float *mine = (msl_threadgroup float *)memory + sg * (TILE * TILE);
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            tile_stage(acc[i][j], mine, TILE, lane);
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            const uint column = row + wn + j * TILE + (lane & 15);
+            for (ushort e = lane / 16; e < TILE; e += 2) {
+                const uint m = wm + i * TILE + e;
+                if (m < n && column < rows) { y[ulong(m) * ldy + column] = mine[e * TILE + (lane & 15)]; }
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+        }
+    }
+}
+
+#define TILE_SWITCH(type, BODY) \
+    switch (type) { \
+    case GPU_F16: BODY(GPU_F16); break; \
+    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
+    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
+    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
+    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
+    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
+    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
+    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    default: break; \
+    }
+
+[[max_total_threads_per_threadgroup(TILE_THREADS)]]
+MSL_KERNEL void matmul_tile(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_constant gpu_matmul & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+{
+    threadgroup_decl uint4 slabs[2 * TILE_SLAB / 8];
+    const uint row = tg.x * TILE_ROWS, first = tg.y * TILE_TOKENS;
+    const uint n = min(p.n - first, uint(TILE_TOKENS));
+    msl_device const float *source = x + ulong(first + min(uint(tid / 2), n - 1)) * p.ldx
+                               + ulong(row / p.group_rows) * p.columns;
+#define TILE_BODY(T) tile_product<T>(w, p.plane, 0, row, p.rows, p.columns, source, slabs, \
+                                     y + ulong(first) * p.ldy, p.ldy, n, tid, sg, lane)
+    TILE_SWITCH(p.type, TILE_BODY)
+#undef TILE_BODY
+}
+
+// tiles[i] = (expert, first place, places, 0); those past the last one have no places.
+[[max_total_threads_per_threadgroup(TILE_THREADS)]]
+MSL_KERNEL void matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, msl_constant gpu_matmul & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl uint4 slabs[2 * TILE_SLAB / 8];
+    const uint4 tile = tiles[tg.y];
+    if (tile.z == 0u) { return; }
+    const uint row = tg.x * TILE_ROWS, place = tile.y + min(uint(tid / 2), tile.z - 1);
+    msl_device const float *source = x + ulong(p.gather == 0u ? place : order[place] / p.gather) * p.ldx;
+#define TILE_BODY(T) tile_product<T>(w, p.plane, ulong(tile.x) * p.rows, row, p.rows, p.columns, source, \
+                                     slabs, y + ulong(tile.y) * p.ldy, p.ldy, tile.z, tid, sg, lane)
+    TILE_SWITCH(p.type, TILE_BODY)
+#undef TILE_BODY
+}
+
+#line 1 "rms_norm.metal"
+// rms_norm.metal — y = x / sqrt(mean(x²) + eps) · weight
+//
+//   rms_norm_f32   x [n, width], weight [width]   -> y [n, width]
+//
+// Grid       one threadgroup a row
+// Precision  f32
+// CPU twin   CKernels/rms_norm.c
+// Origin     ours
+
+#line 11 "rms_norm.metal"
+#line 12 "rms_norm.metal"
+using namespace metal;
+
+[[max_total_threads_per_threadgroup(256)]]
+MSL_KERNEL void rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, msl_constant gpu_rms_norm & p, uint row, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+{
+    threadgroup_decl float partial[32];
+    msl_device const float *from = x + ulong(row) * p.width;
+    msl_device float *to = y + ulong(row) * p.width;
+    float sum = 0.0f;
+    for (uint i = tid; i < p.width; i += 256) { sum += from[i] * from[i]; }
+    const float scale = reduce_rms(reduce_sum(sum, partial, 8, sg, lane), p.width, p.epsilon);
+    for (uint i = tid; i < p.width; i += 256) { to[i] = from[i] * scale * weight[i]; }
+}
+
+#line 1 "rope.metal"
+// rope.metal — rotary position embedding of the last `rope` values of a row, interleaved pairs.
+//
+//   rope_table_f32     positions [n], frequencies [pairs]   -> table [n, pairs, 2] of (cos, sin)
+//   rope_queries_f32   q [n, heads, dim], table             -> each head normed, then rotated
+//
+// Grid       table: one thread a pair; queries: x heads, y tokens, one simdgroup each
+// Precision  f32; the angle is rounded to f32 before the cosine, as the reference implementation does
+// CPU twin   CKernels/rope.c, rms_norm.c
+// Origin     ours
+
+#line 12 "rope.metal"
+#line 13 "rope.metal"
+using namespace metal;
+
+MSL_KERNEL void rope_table_f32(msl_device const int * positions, msl_device const float * frequencies, msl_device float2 * table, msl_constant gpu_rope_table & p, uint i)
+
+
+
+
+{
+    if (i >= p.n * p.pairs) { return; }
+    const float angle = float(positions[i / p.pairs]) * frequencies[i % p.pairs];
+    table[i] = float2(precise::cos(angle), precise::sin(angle));
+}
+
+[[max_total_threads_per_threadgroup(32)]]
+MSL_KERNEL void rope_queries_f32(msl_device float * q, msl_device const float2 * table, msl_constant gpu_queries & p, uint2 tg, ushort lane)
+
+
+
+
+{
+    msl_device float2 *row = (msl_device float2 *)(q + (ulong(tg.y) * p.heads + tg.x) * p.dim);
+    const uint pairs = p.dim / 2, plain = (p.dim - p.rope) / 2;
+    float sum = 0.0f;
+    for (uint i = lane; i < pairs; i += 32) {
+        const float2 v = row[i];
+        sum += dot(v, v);
+    }
+    const float scale = reduce_rms(simd_sum(sum), p.dim, p.epsilon);
+    for (uint i = lane; i < pairs; i += 32) {
+        const float2 v = row[i] * scale;
+        if (i < plain) {
+            row[i] = v;
+        } else {
+            const float2 turn = table[ulong(tg.y) * (p.rope / 2) + i - plain];
+            row[i] = float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+        }
+    }
+}
+
+#line 1 "router.metal"
+// router.metal — which experts a token takes, and with what weights.
+//
+//   router_top_k   logits [n, experts], bias [experts]        -> ids, weights [n, used]
+//   router_hash    logits, table [vocabulary, used], tokens   -> ids, weights [n, used]
+//
+// scores = sqrt(softplus(logits)); the highest of score + bias (ties: the lower id); weights = their
+// scores / sum · scale.
+//
+// Grid       one simdgroup a token
+// Precision  f32
+// CPU twin   CKernels/router.c
+// Origin     ours
+
+#line 15 "router.metal"
+using namespace metal;
+
+#define ROUTER_MOST 1024
+#define ROUTER_MOST_USED 32
+
+msl_inline float router_score(float logit) {
+    // log(1 + e^x): for small e^x the series is closer than the sum's rounding.
+    const float e = exp(min(logit, 20.0f));
+    const float soft = e < 1.0e-3f ? e * (1.0f - e * (0.5f - e * 0.33333333f)) : log(1.0f + e);
+    return sqrt(logit > 20.0f ? logit : soft);
+}
+
+// Lane j < used holds id j.
+msl_inline void router_weigh(msl_device const float *logits, uint id, uint used, float scale, msl_device float *weights,
+                         ushort lane) {
+    const float score = lane < used ? router_score(logits[id]) : 0.0f;
+    const float sum = simd_sum(score);
+    if (lane < used) { weights[lane] = score / sum * scale; }
+}
+
+[[max_total_threads_per_threadgroup(32)]]
+MSL_KERNEL void router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, msl_constant gpu_router & p, uint token, ushort lane)
+
+
+
+
+
+
+{
+    threadgroup_decl float keys[ROUTER_MOST];
+    msl_device const float *line = logits + ulong(token) * p.experts;
+    for (uint e = lane; e < p.experts; e += 32) {
+        const float key = router_score(line[e]) + bias[e];
+        keys[e] = key == key ? key : -3.0e38f;
+    }
+    uint mine = 0;
+    for (uint j = 0; j < p.used; ++j) {
+        float best = -3.4e38f;
+        uint id = 0xffffu;
+        for (uint e = lane; e < p.experts; e += 32) {
+            if (keys[e] > best) {
+                best = keys[e];
+                id = e;
+            }
+        }
+        const float most = simd_max(best);
+        const uint chosen = simd_min(best == most ? id : 0xffffu);
+        if (lane == chosen % 32u) { keys[chosen] = -3.4e38f; }
+        if (lane == j) { mine = chosen; }
+    }
+    if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(mine); }
+    router_weigh(line, mine, p.used, p.scale, weights + ulong(token) * p.used, lane);
+}
+
+[[max_total_threads_per_threadgroup(32)]]
+MSL_KERNEL void router_hash(msl_device const float * logits, msl_device const int * table, msl_device const int * tokens, msl_device int * ids, msl_device float * weights, msl_constant gpu_router & p, uint token, ushort lane)
+
+
+
+
+
+
+
+{
+    const uint id = lane < p.used ? uint(table[ulong(tokens[token]) * p.used + lane]) : 0u;
+    if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(id); }
+    router_weigh(logits + ulong(token) * p.experts, id, p.used, p.scale, weights + ulong(token) * p.used, lane);
+}
+
+#line 1 "sampling.metal"
+// sampling.metal — logits -> a token, without leaving the device.
+//
+//   sampling_argmax   logits [n, count]   -> tokens [n]: the highest, ties to the lower id; -1 when all are NaN
+//
+// Grid       one threadgroup a row
+// CPU twin   CKernels/sampling.c
+// Origin     ours
+
+#line 10 "sampling.metal"
+using namespace metal;
+
+#define SAMPLING_THREADS 1024
+
+[[max_total_threads_per_threadgroup(SAMPLING_THREADS)]]
+MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int * tokens, msl_constant gpu_sampling & p, uint row, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+{
+    threadgroup_decl float tops[32];
+    threadgroup_decl uint ids[32];
+    msl_device const float *line = logits + ulong(row) * p.count;
+    float best = -3.402823466e+38f;
+    uint id = 0x7fffffffu;
+    for (uint i = tid; i < p.count; i += SAMPLING_THREADS) {
+        const float v = line[i];
+        if (v > best || (v == best && id == 0x7fffffffu)) {
+            best = v;
+            id = i;
+        }
+    }
+    float most = simd_max(best);
+    uint lowest = simd_min(best == most ? id : 0x7fffffffu);
+    if (lane == 0) {
+        tops[sg] = most;
+        ids[sg] = lowest;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    best = tops[lane];
+    id = ids[lane];
+    most = simd_max(best);
+    lowest = simd_min(best == most ? id : 0x7fffffffu);
+    if (tid == 0) { tokens[row] = lowest == 0x7fffffffu ? -1 : int(lowest); }
+}
+
+extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32) msl_attention_split(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_split(q, ring, chunk, pages, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * chunk, msl_device const int * positions, msl_device float * out, msl_device uchar * ring, const __grid_constant__ gpu_attention p) { attention_merge(parts, sums, sinks, table, chunk, positions, out, ring, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_step(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_rows(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device float * state, const __grid_constant__ gpu_compressor p) { compressor_state(kv, gate, bias, positions, state, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device float * h, const __grid_constant__ gpu_experts p) { experts_gate_up(gate, up, x, ids, weights, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_down(down, shared_down, h, ids, shared_gate, shared_up, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(SORT_THREADS) msl_experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, const __grid_constant__ gpu_experts p) { experts_sort(ids, order, place, tiles, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_experts_swiglu(msl_device float * gate, msl_device const float * up, msl_device const uint * order, msl_device const float * weights, const __grid_constant__ gpu_experts p) { experts_swiglu(gate, up, order, weights, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_shared_swiglu(msl_device float * gate, msl_device const float * up, const __grid_constant__ gpu_experts p) { shared_swiglu(gate, up, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_sum(parts, place, y, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { hc_mix(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_head(mix, scale, base, streams, norm, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_leave(y, post, comb, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(INDEX_ROWS * 4) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * pages, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { indexer_score(q, w, pages, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+extern "C" __global__ void __launch_bounds__(TOP_THREADS) msl_indexer_top_k(msl_device const float * scores, msl_device const int * positions, msl_device int * selected, msl_device int * counts, const __grid_constant__ gpu_indexer p) { indexer_top_k(scores, positions, selected, counts, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(32) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(32) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_common(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_common(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_1(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_4(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(256) msl_matmul_embed(msl_device const uchar * table, msl_device const int * tokens, msl_device float * x, const __grid_constant__ gpu_embed p) { matmul_embed(table, tokens, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { quant_repack_q8_0(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { quant_repack_iq2_xxs(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_tile(msl_device const uchar * w, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matmul p) { matmul_tile(w, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, const __grid_constant__ gpu_matmul p) { matmul_experts(w, x, y, tiles, order, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(256) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(1024) msl_rope_table_f32(msl_device const int * positions, msl_device const float * frequencies, msl_device float2 * table, const __grid_constant__ gpu_rope_table p) { rope_table_f32(positions, frequencies, table, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(32) msl_rope_queries_f32(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_queries p) { rope_queries_f32(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(32) msl_router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { router_top_k(logits, bias, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(32) msl_router_hash(msl_device const float * logits, msl_device const int * table, msl_device const int * tokens, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { router_hash(logits, table, tokens, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(SAMPLING_THREADS) msl_sampling_argmax(msl_device const float * logits, msl_device int * tokens, const __grid_constant__ gpu_sampling p) { sampling_argmax(logits, tokens, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
