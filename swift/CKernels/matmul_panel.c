@@ -1,14 +1,24 @@
 /* matmul_panel.c — tiles of quantised weights with AVX2, AVX-VNNI and NEON dotprod.
  *
- * 16 rows × 32 weights are unpacked by the portable code (compiled for the same instruction set),
- * transposed so that a lane is a row, and kept in the first-level cache while all tokens pass. What a
- * family needs of its own is two functions: finish_panel brings the transposed bytes into the form that
- * dot likes, dot adds up words `first` … `last`-1 of 16 rows, exactly.
+ * 16 rows × 32 weights are transposed so that a lane is a row, unpacked, and kept in the first-level
+ * cache while all tokens pass. What a family needs of its own: look_up replaces bytes below 16 by those
+ * of a table, finish_panel brings the weights into the form that dot likes, and dot adds up words `first`
+ * … `last`-1 of 16 rows, exactly.
  */
 #include "cpu_features.h"
 #include "matmul_kernels.h"
 
+#include <stddef.h>
+
 typedef int32_t i4 __attribute__((vector_size(16), aligned(4)));
+typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
+typedef uint8_t b32 __attribute__((vector_size(32)));
+typedef uint64_t u64x4 __attribute__((vector_size(32)));
+typedef uint8_t b64 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint16_t u16x32 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef _Float16 h16 __attribute__((vector_size(32)));
 
 #define CK_GLUE2(a, b) a##_##b
 #define CK_GLUE(a, b) CK_GLUE2(a, b)
@@ -36,7 +46,15 @@ V_INLINE __m256i even_avx2(__m256i bytes)
     return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
 }
 
-V_INLINE void finish_panel_avx2(uint8_t *w)
+V_INLINE b64 look_up_avx2(const int8_t table[16], b64 index)
+{
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    for (int h = 0; h < 2; h++)
+        ((__m256i *)&index)[h] = _mm256_shuffle_epi8(both, ((__m256i *)&index)[h]);
+    return index;
+}
+
+V_INLINE void finish_panel_avx2(b64 *w)
 {
     for (int i = 0; i < 16; i++) {
         __m256i bytes = _mm256_load_si256((const __m256i *)w + i);
@@ -73,9 +91,14 @@ V_INLINE i16 dot_avx2(const uint8_t *w, const ck_act *x, int first, int last, in
 #define CK_SUFFIX avxvnni
 #include "vector_body.h"
 
-V_INLINE void finish_panel_avxvnni(uint8_t *w)
+V_INLINE b64 look_up_avxvnni(const int8_t table[16], b64 index)
 {
-    for (int i = 0; i < 16 * CK_BLOCK; i++)
+    return look_up_avx2(table, index);
+}
+
+V_INLINE void finish_panel_avxvnni(b64 *w)
+{
+    for (int i = 0; i < 8; i++)
         w[i] ^= 0x80;
 }
 
@@ -117,7 +140,15 @@ void matmul_tile_avx2(const ck_tile *tile)
 #define CK_SUFFIX neon
 #include "vector_body.h"
 
-V_INLINE void finish_panel_neon(uint8_t *w)
+V_INLINE b64 look_up_neon(const int8_t table[16], b64 index)
+{
+    const uint8x16_t values = vreinterpretq_u8_s8(vld1q_s8(table));
+    for (int h = 0; h < 4; h++)
+        ((uint8x16_t *)&index)[h] = vqtbl1q_u8(values, ((uint8x16_t *)&index)[h]);
+    return index;
+}
+
+V_INLINE void finish_panel_neon(b64 *w)
 {
     (void)w;
 }

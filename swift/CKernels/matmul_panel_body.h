@@ -1,46 +1,8 @@
-/* matmul_panel_body.h — see matmul_panel.c. Needs CK(dot) and CK(finish_panel). */
+/* matmul_panel_body.h — see matmul_panel.c. Needs CK(finish_panel), CK(dot) and CK(look_up). */
 
-/* 16 rows × 32 weights; what is in `w` is between finish_panel and dot. */
-typedef struct {
-    _Alignas(64) uint8_t w[2 * 16 * CK_BLOCK];
-    v16 scale[2], minus_min[2];
-} CK(panel);
+#include "quant_unpack_body.h"
 
-/* Lane r of word i of w = weights 4i … 4i+3 of row r. */
-static void CK(fill_panel)(int32_t type, const uint8_t *rows, size_t row_bytes, int64_t block,
-                           CK(panel) *p)
-{
-    ck_unpacked u[CK_GROUP_ROWS];
-    float scale[2][CK_GROUP_ROWS], min[2][CK_GROUP_ROWS];
-    for (int r = 0; r < CK_GROUP_ROWS; r++) {
-        quant_unpack(type, rows + (size_t)r * row_bytes, block, &u[r]);
-        for (int g = 0; g < 2; g++) {
-            scale[g][r] = u[r].scale[g];
-            min[g][r] = -u[r].min[g];
-        }
-    }
-    for (int g = 0; g < 2; g++) {
-        p->scale[g] = CK(v_load)(scale[g]);
-        p->minus_min[g] = CK(v_load)(min[g]);
-    }
-    for (int r = 0; r < CK_GROUP_ROWS; r += 4)
-        for (int c = 0; c < 2; c++) {
-            i4 a[4], b[4], out[4];
-            for (int i = 0; i < 4; i++)
-                memcpy(&a[i], u[r + i].q + 16 * c, sizeof a[i]);
-            for (int i = 0; i < 4; i += 2) {
-                b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 4, 1, 5);
-                b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 2, 6, 3, 7);
-            }
-            for (int i = 0; i < 2; i++) {
-                out[2 * i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 4, 5);
-                out[2 * i + 1] = __builtin_shufflevector(b[i], b[i + 2], 2, 3, 6, 7);
-            }
-            for (int i = 0; i < 4; i++)
-                memcpy(p->w + 64 * (4 * c + i) + 4 * r, &out[i], sizeof out[i]);
-        }
-    CK(finish_panel)(p->w);
-}
+#include "matmul_panel_unpack.h"
 
 V_INLINE v16 CK(add_scaled)(v16 y, const CK(panel) *p, int g, i16 sum, float d)
 {
@@ -55,10 +17,10 @@ V_INLINE void CK(multiply_panel)(const CK(panel) *p, const ck_act *x, const uint
         const ck_act *act = x + tokens[t];
         v16 y = CK(v_load)(out);
         if (scales == 1) {
-            y = CK(add_scaled)(y, p, 0, CK(dot)(p->w, act, 0, 8, act->minus128_all), act->d);
+            y = CK(add_scaled)(y, p, 0, CK(dot)((const uint8_t *)p->w, act, 0, 8, act->minus128_all), act->d);
         } else {
-            y = CK(add_scaled)(y, p, 0, CK(dot)(p->w, act, 0, 4, act->minus128[0]), act->d);
-            y = CK(add_scaled)(y, p, 1, CK(dot)(p->w, act, 4, 8, act->minus128[1]), act->d);
+            y = CK(add_scaled)(y, p, 0, CK(dot)((const uint8_t *)p->w, act, 0, 4, act->minus128[0]), act->d);
+            y = CK(add_scaled)(y, p, 1, CK(dot)((const uint8_t *)p->w, act, 4, 8, act->minus128[1]), act->d);
         }
         if (mins == 1)
             y = CK(v_fma)(p->minus_min[0], CK(v_set)(act->sum_all), y);
@@ -70,34 +32,77 @@ V_INLINE void CK(multiply_panel)(const CK(panel) *p, const ck_act *x, const uint
     }
 }
 
-/* Fetches what this step of the next tile will need. */
-V_INLINE void CK(prefetch_step)(const ck_tile *tile, int g, int64_t block)
+/* Fetches this unit's share of the groups that come next. */
+V_INLINE void CK(prefetch)(const ck_tile *tile, size_t unit, size_t share)
 {
-    size_t share = CK_GROUP_ROWS * tile->row_bytes / (size_t)(tile->cols / CK_BLOCK);
-    const uint8_t *next = tile->next[g] + (size_t)block * share;
-    for (size_t i = 0; i < share; i += 64)
-        __builtin_prefetch(next + i);
+    for (int g = 0; g < 2; g++)
+        for (size_t i = 0; i < share; i += 64)
+            __builtin_prefetch(tile->next[g] + unit * share + i);
 }
+
+/* static void CK(tile_NAME): `units` units of 32 weights in each block of `bytes`. */
+#define CK_PANEL_TILE(name, state, prepare, bytes, units, scales, mins)                               \
+    static void CK(tile_##name)(const ck_tile *tile)                                                  \
+    {                                                                                                 \
+        memset(tile->out, 0, (size_t)tile->n * CK_TILE_ROWS * sizeof *tile->out);                     \
+        const ck_act *x = tile->acts.blocks;                                                          \
+        size_t blocks = (size_t)tile->cols / (32 * (units));                                          \
+        for (size_t block = 0; block < blocks; block++) {                                             \
+            CK(state) states[2];                                                                      \
+            for (int g = 0; g < 2; g++)                                                               \
+                CK(prepare)(tile->group[g] + block * (bytes), tile->row_bytes, &states[g]);           \
+            for (int sub = 0; sub < (units); sub++, x += tile->acts.stride) {                         \
+                CK(prefetch)(tile, block * (units) + (size_t)sub, CK_GROUP_ROWS * (bytes) / (units)); \
+                for (int g = 0; g < 2; g++) {                                                         \
+                    CK(panel) panel;                                                                  \
+                    CK(unpack_##name)(&states[g], sub, &panel);                                       \
+                    CK(finish_panel)(panel.w);                                                        \
+                    CK(multiply_panel)(&panel, x, tile->tokens, tile->n,                              \
+                                       tile->out + g * CK_GROUP_ROWS, scales, mins);                  \
+                }                                                                                     \
+            }                                                                                         \
+        }                                                                                             \
+    }
+
+CK_PANEL_TILE(q8_0, in_place, prepare_in_place, 34, 1, 1, 0)
+CK_PANEL_TILE(q4_0, in_place, prepare_in_place, 18, 1, 1, 0)
+CK_PANEL_TILE(mxfp4, in_place, prepare_in_place, 17, 1, 1, 0)
+CK_PANEL_TILE(q2_k, state_q2_k, prepare_q2_k, 84, 8, 1, 2)
+CK_PANEL_TILE(q3_k, in_place, prepare_in_place, 110, 8, 2, 0)
+CK_PANEL_TILE(q4_k, state_k4, prepare_q4_k, 144, 8, 1, 1)
+CK_PANEL_TILE(q5_k, state_k4, prepare_q5_k, 176, 8, 1, 1)
+CK_PANEL_TILE(q6_k, in_place, prepare_in_place, 210, 8, 2, 0)
+CK_PANEL_TILE(iq2_xxs, state_iq2_xxs, prepare_iq2_xxs, 66, 8, 1, 0)
+#undef CK_PANEL_TILE
 
 static void CK(panel_tile)(const ck_tile *tile)
 {
-    int scales = quant_scale_groups(tile->type), mins = quant_min_groups(tile->type);
-    memset(tile->out, 0, (size_t)tile->n * CK_TILE_ROWS * sizeof *tile->out);
-    for (int64_t b = 0; b < tile->cols / CK_BLOCK; b++) {
-        const ck_act *x = tile->acts.blocks + b * tile->acts.stride;
-        for (int g = 0; g < 2; g++) {
-            CK(panel) p;
-            float *out = tile->out + g * CK_GROUP_ROWS;
-            CK(prefetch_step)(tile, g, b);
-            CK(fill_panel)(tile->type, tile->group[g], tile->row_bytes, b, &p);
-            if (scales == 2)
-                CK(multiply_panel)(&p, x, tile->tokens, tile->n, out, 2, 0);
-            else if (mins == 0)
-                CK(multiply_panel)(&p, x, tile->tokens, tile->n, out, 1, 0);
-            else if (mins == 1)
-                CK(multiply_panel)(&p, x, tile->tokens, tile->n, out, 1, 1);
-            else
-                CK(multiply_panel)(&p, x, tile->tokens, tile->n, out, 1, 2);
-        }
+    switch (tile->type) {
+    case CK_Q8_0:
+        CK(tile_q8_0)(tile);
+        break;
+    case CK_Q4_0:
+        CK(tile_q4_0)(tile);
+        break;
+    case CK_MXFP4:
+        CK(tile_mxfp4)(tile);
+        break;
+    case CK_Q2_K:
+        CK(tile_q2_k)(tile);
+        break;
+    case CK_Q3_K:
+        CK(tile_q3_k)(tile);
+        break;
+    case CK_Q4_K:
+        CK(tile_q4_k)(tile);
+        break;
+    case CK_Q5_K:
+        CK(tile_q5_k)(tile);
+        break;
+    case CK_Q6_K:
+        CK(tile_q6_k)(tile);
+        break;
+    default:
+        CK(tile_iq2_xxs)(tile);
     }
 }

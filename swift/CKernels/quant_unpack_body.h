@@ -5,13 +5,13 @@ static void CK(repeat)(float pair[2], float value)
     pair[0] = pair[1] = value;
 }
 
-static void CK(unpack_q8_0)(const ck_block_q8_0 *b, ck_unpacked *out)
+static void CK(row_q8_0)(const ck_block_q8_0 *b, ck_unpacked *out)
 {
     memcpy(out->q, b->q, CK_BLOCK);
     CK(repeat)(out->scale, ck_f32_of_f16(b->d));
 }
 
-static void CK(unpack_q4_0)(const ck_block_q4_0 *b, ck_unpacked *out)
+static void CK(row_q4_0)(const ck_block_q4_0 *b, ck_unpacked *out)
 {
     for (int i = 0; i < 16; i++) {
         out->q[i] = (int8_t)((b->q[i] & 15) - 8);
@@ -20,7 +20,7 @@ static void CK(unpack_q4_0)(const ck_block_q4_0 *b, ck_unpacked *out)
     CK(repeat)(out->scale, ck_f32_of_f16(b->d));
 }
 
-static void CK(unpack_mxfp4)(const ck_block_mxfp4 *b, ck_unpacked *out)
+static void CK(row_mxfp4)(const ck_block_mxfp4 *b, ck_unpacked *out)
 {
     for (int i = 0; i < 16; i++) {
         out->q[i] = ck_mxfp4_values[b->q[i] & 15];
@@ -29,7 +29,7 @@ static void CK(unpack_mxfp4)(const ck_block_mxfp4 *b, ck_unpacked *out)
     CK(repeat)(out->scale, ck_mxfp4_scale(b->e));
 }
 
-static void CK(unpack_q2_k)(const ck_block_q2_k *b, int64_t sub, ck_unpacked *out)
+static void CK(row_q2_k)(const ck_block_q2_k *b, int64_t sub, ck_unpacked *out)
 {
     const uint8_t *q = b->q + 32 * (sub / 4);
     float dmin = ck_f32_of_f16(b->dmin);
@@ -40,7 +40,7 @@ static void CK(unpack_q2_k)(const ck_block_q2_k *b, int64_t sub, ck_unpacked *ou
         out->min[g] = dmin * (float)(b->scales[2 * sub + g] >> 4);
 }
 
-static void CK(unpack_q3_k)(const ck_block_q3_k *b, int64_t sub, ck_unpacked *out)
+static void CK(row_q3_k)(const ck_block_q3_k *b, int64_t sub, ck_unpacked *out)
 {
     const uint8_t *q = b->q + 32 * (sub / 4);
     for (int i = 0; i < CK_BLOCK; i++)
@@ -54,7 +54,7 @@ static void CK(unpack_q3_k)(const ck_block_q3_k *b, int64_t sub, ck_unpacked *ou
     }
 }
 
-static void CK(unpack_q4_k)(const ck_block_q4_k *b, int64_t sub, ck_unpacked *out)
+static void CK(row_q4_k)(const ck_block_q4_k *b, int64_t sub, ck_unpacked *out)
 {
     const uint8_t *q = b->q + 32 * (sub / 2);
     for (int i = 0; i < CK_BLOCK; i++)
@@ -63,7 +63,7 @@ static void CK(unpack_q4_k)(const ck_block_q4_k *b, int64_t sub, ck_unpacked *ou
     CK(repeat)(out->min, ck_f32_of_f16(b->dmin) * (float)ck_k4_min(b->scales, sub));
 }
 
-static void CK(unpack_q5_k)(const ck_block_q5_k *b, int64_t sub, ck_unpacked *out)
+static void CK(row_q5_k)(const ck_block_q5_k *b, int64_t sub, ck_unpacked *out)
 {
     const uint8_t *q = b->q + 32 * (sub / 2);
     for (int i = 0; i < CK_BLOCK; i++)
@@ -72,7 +72,7 @@ static void CK(unpack_q5_k)(const ck_block_q5_k *b, int64_t sub, ck_unpacked *ou
     CK(repeat)(out->min, ck_f32_of_f16(b->dmin) * (float)ck_k4_min(b->scales, sub));
 }
 
-static void CK(unpack_q6_k)(const ck_block_q6_k *b, int64_t sub, ck_unpacked *out)
+static void CK(row_q6_k)(const ck_block_q6_k *b, int64_t sub, ck_unpacked *out)
 {
     int64_t half = sub / 4, s = sub % 4;
     const uint8_t *low = b->low + 64 * half + 32 * (s & 1), *high = b->high + 32 * half;
@@ -84,7 +84,7 @@ static void CK(unpack_q6_k)(const ck_block_q6_k *b, int64_t sub, ck_unpacked *ou
         out->scale[g] = ck_f32_of_f16(b->d) * (float)b->scales[2 * sub + g];
 }
 
-static void CK(unpack_iq2_xxs)(const ck_block_iq2_xxs *b, int64_t sub, ck_unpacked *out)
+static void CK(row_iq2_xxs)(const ck_block_iq2_xxs *b, int64_t sub, ck_unpacked *out)
 {
     const uint64_t each = 0x0101010101010101;
     uint32_t packed = b->sub[sub].signs_scale;
@@ -104,31 +104,31 @@ static void CK(unpack)(int32_t type, const void *row, int64_t block, ck_unpacked
     out->min[0] = out->min[1] = 0;
     switch (type) {
     case CK_Q8_0:
-        CK(unpack_q8_0)((const ck_block_q8_0 *)row + block, out);
+        CK(row_q8_0)((const ck_block_q8_0 *)row + block, out);
         break;
     case CK_Q4_0:
-        CK(unpack_q4_0)((const ck_block_q4_0 *)row + block, out);
+        CK(row_q4_0)((const ck_block_q4_0 *)row + block, out);
         break;
     case CK_MXFP4:
-        CK(unpack_mxfp4)((const ck_block_mxfp4 *)row + block, out);
+        CK(row_mxfp4)((const ck_block_mxfp4 *)row + block, out);
         break;
     case CK_Q2_K:
-        CK(unpack_q2_k)((const ck_block_q2_k *)row + super, sub, out);
+        CK(row_q2_k)((const ck_block_q2_k *)row + super, sub, out);
         break;
     case CK_Q3_K:
-        CK(unpack_q3_k)((const ck_block_q3_k *)row + super, sub, out);
+        CK(row_q3_k)((const ck_block_q3_k *)row + super, sub, out);
         break;
     case CK_Q4_K:
-        CK(unpack_q4_k)((const ck_block_q4_k *)row + super, sub, out);
+        CK(row_q4_k)((const ck_block_q4_k *)row + super, sub, out);
         break;
     case CK_Q5_K:
-        CK(unpack_q5_k)((const ck_block_q5_k *)row + super, sub, out);
+        CK(row_q5_k)((const ck_block_q5_k *)row + super, sub, out);
         break;
     case CK_Q6_K:
-        CK(unpack_q6_k)((const ck_block_q6_k *)row + super, sub, out);
+        CK(row_q6_k)((const ck_block_q6_k *)row + super, sub, out);
         break;
     case CK_IQ2_XXS:
-        CK(unpack_iq2_xxs)((const ck_block_iq2_xxs *)row + super, sub, out);
+        CK(row_iq2_xxs)((const ck_block_iq2_xxs *)row + super, sub, out);
         break;
     default:
         __builtin_trap(); /* callers pass quantised types only */
