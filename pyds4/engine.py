@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pyds4._native import check, error_for, ffi, lib, text
 from pyds4._tokens import Tokens, token_array
 from pyds4.errors import ClosedError, InvalidArgumentError, PyDS4Error, TokenOutOfRangeError
+from pyds4.files.memory import guard_load
 from pyds4.kv.prefixes import Prefixes
 from pyds4.kv.store import Store
 from pyds4.model_file import ModelFile
@@ -97,6 +98,7 @@ class Engine:
     Raises:
         ModelFileError: not found, not GGUF, or damaged; names file, byte and expectation.
         UnsupportedModelError: a sound file that this engine cannot run; names key or tensor.
+        MemoryLimitError: it does not fit this machine; says what it needs and what there is.
         BackendError: the backend asked for does not exist here.
         InvalidArgumentError: an option out of its range.
     """
@@ -110,6 +112,9 @@ class Engine:
     ) -> None:
         if threads is not None and not 1 <= threads <= 1024:
             raise InvalidArgumentError(f"threads: expected 1 to 1024, found {threads}")
+        header = ModelFile(path)
+        guard_load(header, roundings=roundings, weights_on_host=backend != "cuda")
+        header.close()
         options = ffi.new("pyds4_engine_options *")
         options.struct_size = ffi.sizeof("pyds4_engine_options")
         name = ffi.new("char[]", backend.encode())

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": "measure prefill and decode speed, alone or beside llama-bench",
     "logits": "write the logits of every position of a token sequence",
     "synth": "write a synthetic model of any size",
+    "doctor": "say what this machine can run, and which files fit it",
 }
 """Every command and what it is for."""
 

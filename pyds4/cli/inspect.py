@@ -36,6 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "file", nargs="?", metavar="FILE", help="a GGUF file (default: the default model)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--diff",
+        metavar="FILE2",
+        help="show only what distinguishes FILE2; exits with 1 if anything",
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="with --diff: compare the numbers too, not only headers"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument(
         "-c",
@@ -51,6 +59,10 @@ def execute(arguments: argparse.Namespace) -> int:
     from pyds4.model_file import ModelFile
 
     file = ModelFile(find_model(arguments.file))
+    if arguments.diff is not None:
+        from pyds4.cli.file_diff import show_diff
+
+        return show_diff(file, ModelFile(arguments.diff), arguments.data, arguments.json)
     report = _report(file, arguments.context, with_tensors=arguments.tensors)
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False, indent=2))

@@ -22,12 +22,12 @@ _ffi = cffi.FFI()
 _ffi.cdef("""
 void quant_decode_row(int32_t type, const void *source, float *out, int64_t n);
 _Bool quantize_supported(int32_t type);
-void quantize_rows(int32_t type, const float *x, int64_t rows, int64_t cols, const float *importance,
-                   void *blocks);
-void quantize_error(int32_t type, const float *x, int64_t rows, int64_t cols, const float *importance,
-                    const void *blocks, double *error, double *norm);
+void quantize_rows(int32_t type, const float *x, int64_t rows, int64_t cols,
+                   const float *importance, void *blocks);
+void quantize_error(int32_t type, const float *x, int64_t rows, int64_t cols,
+                    const float *importance, const void *blocks, double *error, double *norm);
 """)
-_lib = _ffi.dlopen(str(library_path))
+_lib: Any = _ffi.dlopen(str(library_path))
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -52,8 +52,8 @@ def test_types_without_a_search_are_written_as_gguf_writes_them(type: Q) -> None
 def test_error_on_gaussian_numbers_is_below_the_peers(type: Q) -> None:
     numbers = gaussian()
     importance = importance_of(numbers.shape[1])
-    for given, limit in zip((None, importance), PEER[type], strict=True):
-        error, norm = quantize_error(type, numbers, quantize(type, numbers, given), given)
+    for weights, limit in zip((None, importance), PEER[type], strict=True):
+        error, norm = quantize_error(type, numbers, quantize(type, numbers, weights), weights)
         assert (error / norm) ** 0.5 < limit
 
 
