@@ -19,20 +19,17 @@ static char *memory;
 static volatile float sink;
 
 /* CPU time where one thread works, so that other programs do not count. */
-static double now(size_t threads)
-{
+static double now(size_t threads) {
     struct timespec t;
     clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static double least(double a, double b)
-{
+static double least(double a, double b) {
     return a < b ? a : b;
 }
 
-static void *read_share(void *which)
-{
+static void *read_share(void *which) {
     const lanes *p = (const lanes *)(memory + (size_t)which * share);
     lanes sums[4] = {{0}};
     for (size_t i = 0; i < share / sizeof *p; i += 4)
@@ -42,8 +39,7 @@ static void *read_share(void *which)
     return NULL;
 }
 
-static double read_bandwidth(size_t threads)
-{
+static double read_bandwidth(size_t threads) {
     memory = aligned_alloc(1 << 21, share * threads);
     if (!memory)
         return 0;
@@ -63,8 +59,7 @@ static double read_bandwidth(size_t threads)
     return (double)(share * threads) / best / 1e9;
 }
 
-static double fma_rate(long rounds)
-{
+static double fma_rate(long rounds) {
     double best = 1e9;
     floats sums[CHAINS], half = {0}, one = {0};
     half += 0.5f;
@@ -83,8 +78,7 @@ static double fma_rate(long rounds)
     return (double)rounds * CHAINS * 16 / best / 1e9;
 }
 
-static double dot_rate(long rounds)
-{
+static double dot_rate(long rounds) {
 #if defined(__AVX512VNNI__)
     double best = 1e9;
     lanes sums[CHAINS] = {{0}}, a = {0}, b = {0};
@@ -106,8 +100,7 @@ static double dot_rate(long rounds)
 #endif
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     int threads = argc > 1 ? atoi(argv[1]) : 1;
     if (threads < 1 || threads > MOST_THREADS) {
         fprintf(stderr, "machine_peaks: threads must be 1 to %d\n", MOST_THREADS);

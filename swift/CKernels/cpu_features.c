@@ -24,8 +24,7 @@ static pthread_once_t chosen_once = PTHREAD_ONCE_INIT;
 static enum ck_isa chosen;
 static bool avx_vnni, avx512_permute;
 
-static bool available(enum ck_isa isa)
-{
+static bool available(enum ck_isa isa) {
     switch (isa) {
     case CK_ISA_PLAIN:
         return true;
@@ -49,8 +48,7 @@ static bool available(enum ck_isa isa)
     }
 }
 
-static void choose(void)
-{
+static void choose(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
@@ -75,23 +73,19 @@ static void choose(void)
 #endif
 }
 
-enum ck_isa ck_isa(void)
-{
+enum ck_isa ck_isa(void) {
     pthread_once(&chosen_once, choose);
     return chosen;
 }
 
-bool ck_has_avx_vnni(void)
-{
+bool ck_has_avx_vnni(void) {
     return ck_isa() == CK_ISA_AVX2 && avx_vnni;
 }
 
-bool ck_has_avx512_permute(void)
-{
+bool ck_has_avx512_permute(void) {
     return ck_isa() == CK_ISA_AVX512 && avx512_permute;
 }
 
-const char *ck_isa_name(void)
-{
+const char *ck_isa_name(void) {
     return isa_names[ck_isa()];
 }

@@ -35,15 +35,13 @@ typedef struct {
     int64_t chunks, per_task; /* of the section under way: chunks are 32 rows of an active expert */
 } layer;
 
-static ck_matrix expert_matrix(const ck_matrix *all, int32_t expert)
-{
+static ck_matrix expert_matrix(const ck_matrix *all, int32_t expert) {
     ck_matrix m = *all;
     m.data = (const uint8_t *)all->data + (size_t)expert * (size_t)all->rows * all->row_bytes;
     return m;
 }
 
-static void group_by_expert(layer *l, const int32_t *ids, int64_t *counts)
-{
+static void group_by_expert(layer *l, const int32_t *ids, int64_t *counts) {
     int64_t assignments = l->n * l->e->used;
     memset(counts, 0, (size_t)l->e->n_experts * sizeof *counts);
     for (int64_t i = 0; i < assignments; i++)
@@ -71,18 +69,17 @@ typedef struct {
     int64_t active, row; /* which active expert; first row of the chunk */
 } place;
 
-static place place_of(int64_t chunk, int64_t rows)
-{
+static place place_of(int64_t chunk, int64_t rows) {
     int64_t per_expert = ck_divide_up(rows, CK_TILE_ROWS);
     return (place){chunk / per_expert, chunk % per_expert * CK_TILE_ROWS};
 }
 
 /* gate and up of 16 inner rows for some assignments: out [n, 32] holds them side by side. */
 static void gate_up_tile(const layer *l, int thread, const ck_matrix *gate, const ck_matrix *up,
-                         int64_t row, const uint8_t *const next[2], int64_t begin, int64_t n, float *out)
-{
+                         int64_t row, const uint8_t *const next[2], int64_t begin, int64_t n, float *out) {
     ck_tile tile = {.type = gate->type, .row_bytes = gate->row_bytes, .n_rows = CK_TILE_ROWS,
-                    .cols = gate->cols, .acts = l->x_gate, .tokens = l->token_of + begin, .n = n, .out = out, .next = {next[0], next[1]}};
+                    .cols = gate->cols, .acts = l->x_gate, .tokens = l->token_of + begin,
+                    .n = n, .out = out, .next = {next[0], next[1]}};
     tile.group[0] = ck_tile_group(l->pool, thread, gate, row, 0);
     if (gate->type == up->type && gate->row_bytes == up->row_bytes) {
         tile.group[1] = ck_tile_group(l->pool, thread, up, row, 1);
@@ -104,8 +101,7 @@ static void gate_up_tile(const layer *l, int thread, const ck_matrix *gate, cons
                CK_GROUP_ROWS * sizeof *out);
 }
 
-static void gate_up_chunk(const layer *l, int thread, place here, place next)
-{
+static void gate_up_chunk(const layer *l, int thread, place here, place next) {
     int32_t expert = l->active[here.active], next_expert = l->active[next.active];
     ck_matrix gate = expert_matrix(&l->e->gate, expert), up = expert_matrix(&l->e->up, expert);
     ck_matrix next_gate = expert_matrix(&l->e->gate, next_expert);
@@ -135,8 +131,7 @@ static void gate_up_chunk(const layer *l, int thread, place here, place next)
     }
 }
 
-static void gate_up_task(void *context, int64_t task, int thread)
-{
+static void gate_up_task(void *context, int64_t task, int thread) {
     const layer *l = context;
     int threads = ck_pool_threads(l->pool);
     int64_t end = ck_at_most((task + 1) * l->per_task, l->chunks);
@@ -146,8 +141,7 @@ static void gate_up_task(void *context, int64_t task, int thread)
     }
 }
 
-static void down_chunk(const layer *l, int thread, place here, place next)
-{
+static void down_chunk(const layer *l, int thread, place here, place next) {
     ck_matrix down = expert_matrix(&l->e->down, l->active[here.active]);
     ck_matrix next_down = expert_matrix(&l->e->down, l->active[next.active]);
     int64_t rows = ck_at_most(CK_TILE_ROWS, l->band - here.row), end = l->first[here.active + 1];
@@ -168,8 +162,7 @@ static void down_chunk(const layer *l, int thread, place here, place next)
     }
 }
 
-static void down_task(void *context, int64_t task, int thread)
-{
+static void down_task(void *context, int64_t task, int thread) {
     const layer *l = context;
     int threads = ck_pool_threads(l->pool);
     int64_t end = ck_at_most((task + 1) * l->per_task, l->chunks);
@@ -180,42 +173,36 @@ static void down_task(void *context, int64_t task, int thread)
 }
 
 /* Runs `task` over all chunks of 32 of `rows` rows of the active experts. */
-static void run_chunks(layer *l, int64_t rows, ck_task task)
-{
+static void run_chunks(layer *l, int64_t rows, ck_task task) {
     l->chunks = l->n_active * ck_divide_up(rows, CK_TILE_ROWS);
     l->per_task = ck_tiles_per_task(l->chunks, ck_pool_threads(l->pool), l->n * l->e->used / l->n_active);
     ck_pool_run(l->pool, ck_divide_up(l->chunks, l->per_task), task, l);
 }
 
-static void sum_task(void *context, int64_t task, int thread)
-{
+static void sum_task(void *context, int64_t task, int thread) {
     (void)thread;
     const layer *l = context;
     CK_DISPATCH(sum_parts)(l->parts + task * l->e->used * l->band, l->e->used, l->band, l->band,
                            l->y + task * l->dim + l->band_start);
 }
 
-static size_t rounded(size_t bytes)
-{
+static size_t rounded(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
 /* Cuts `bytes` from the scratch block; with a NULL base only counts. */
-static void *cut(uint8_t **base, size_t *used, size_t bytes)
-{
+static void *cut(uint8_t **base, size_t *used, size_t bytes) {
     void *p = *base ? *base + *used : NULL;
     *used += rounded(bytes);
     return p;
 }
 
-static ck_acts cut_acts(uint8_t **base, size_t *used, bool floats, int64_t n, int64_t cols)
-{
+static ck_acts cut_acts(uint8_t **base, size_t *used, bool floats, int64_t n, int64_t cols) {
     return ck_acts_place(cut(base, used, ck_acts_bytes(floats, n, cols)), floats, n);
 }
 
 /* Lays the layer's arrays out from `base`; returns the bytes needed. */
-static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts)
-{
+static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts) {
     size_t used = 0, assignments = (size_t)(l->n * l->e->used), experts = (size_t)l->e->n_experts;
     bool gate_floats = ck_type_is_float(l->e->gate.type), up_floats = ck_type_is_float(l->e->up.type);
     l->token_of = cut(&base, &used, assignments * sizeof(uint32_t));
@@ -233,15 +220,13 @@ static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts)
 }
 
 /* As many output columns as PARTS_BYTES holds parts of, in whole tiles. */
-static int64_t band_width(int64_t assignments, int64_t dim)
-{
+static int64_t band_width(int64_t assignments, int64_t dim) {
     int64_t fit = PARTS_BYTES / (int64_t)sizeof(float) / assignments / CK_TILE_ROWS * CK_TILE_ROWS;
     return ck_at_most(dim, fit < 8 * CK_TILE_ROWS ? 8 * CK_TILE_ROWS : fit);
 }
 
 void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const int32_t *ids,
-                     const float *weights, int64_t n, float *y)
-{
+                     const float *weights, int64_t n, float *y) {
     if (n == 0)
         return;
     layer l = {.pool = pool, .e = e, .n = n, .inner = e->gate.rows, .dim = e->down.rows,
@@ -270,8 +255,7 @@ typedef struct {
     float clamp, *h;
 } swiglu_args;
 
-static void swiglu_task(void *context, int64_t task, int thread)
-{
+static void swiglu_task(void *context, int64_t task, int thread) {
     (void)thread;
     const swiglu_args *a = context;
     int64_t whole = a->dim / 16 * 16, rest = a->dim - whole, at = task * a->dim;
@@ -286,8 +270,7 @@ static void swiglu_task(void *context, int64_t task, int thread)
 }
 
 void experts_swiglu(ck_pool *pool, const float *gate, const float *up, int64_t n, int64_t dim,
-                    float clamp, float *h)
-{
+                    float clamp, float *h) {
     swiglu_args a = {gate, up, dim, clamp, h};
     ck_pool_run(pool, n, swiglu_task, &a);
 }

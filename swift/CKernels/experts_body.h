@@ -1,8 +1,7 @@
 /* experts_body.h — see experts.c. */
 
 /* silu(g) · u · weight, `count` (a multiple of 16) values each. NaN in g or u stays. */
-static void CK(swiglu)(const float *g, const float *u, int64_t count, float clamp, float weight, float *h)
-{
+static void CK(swiglu)(const float *g, const float *u, int64_t count, float clamp, float weight, float *h) {
     v16 limit = CK(v_set)(clamp > 0 ? clamp : INFINITY), w = CK(v_set)(weight);
     for (int64_t i = 0; i < count; i += 16) {
         v16 gate = CK(v_load)(g + i), up = CK(v_load)(u + i);
@@ -16,8 +15,7 @@ static void CK(swiglu)(const float *g, const float *u, int64_t count, float clam
 }
 
 /* y[0 … count) = Σ_j parts[j · stride + …], j ascending. */
-static void CK(sum_parts)(const float *parts, int64_t used, int64_t stride, int64_t count, float *y)
-{
+static void CK(sum_parts)(const float *parts, int64_t used, int64_t stride, int64_t count, float *y) {
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) {
         v16 sum = CK(v_load)(parts + i);

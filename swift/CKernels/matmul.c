@@ -2,8 +2,7 @@
 #include "matmul_kernels.h"
 #include "cpu_features.h"
 
-void matmul_tile(const ck_tile *tile)
-{
+void matmul_tile(const ck_tile *tile) {
     if (ck_type_is_float(tile->type)) {
         matmul_tile_float(tile);
         return;
@@ -26,8 +25,7 @@ void matmul_tile(const ck_tile *tile)
     }
 }
 
-const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int64_t first, int group)
-{
+const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int64_t first, int group) {
     if (first + CK_GROUP_ROWS <= w->rows)
         return ck_group_address(w, first);
     size_t group_bytes = CK_GROUP_ROWS * w->row_bytes;
@@ -58,14 +56,12 @@ typedef struct {
     int64_t row, token;
 } place;
 
-static int64_t tile_rows(const ck_matmul_job *job, int64_t n)
-{
+static int64_t tile_rows(const ck_matmul_job *job, int64_t n) {
     bool small = n < 16 || job->w.rows < 256;
     return ck_type_is_float(job->w.type) && small ? FLOAT_TILE_ROWS : CK_TILE_ROWS;
 }
 
-static place place_of(const matmul_args *a, int64_t tile)
-{
+static place place_of(const matmul_args *a, int64_t tile) {
     place p = {0};
     while (tile >= a->first_tile[p.job + 1])
         p.job++;
@@ -76,14 +72,14 @@ static place place_of(const matmul_args *a, int64_t tile)
     return p;
 }
 
-static void compute_tile(const matmul_args *a, int thread, place here, place next)
-{
+static void compute_tile(const matmul_args *a, int thread, place here, place next) {
     const ck_matmul_job *job = &a->jobs[here.job], *next_job = &a->jobs[next.job];
     int64_t rows = ck_at_most(tile_rows(job, a->n), job->w.rows - here.row);
     int64_t n = ck_at_most(CK_TILE_TOKENS, a->n - here.token);
     _Alignas(64) float out[CK_TILE_TOKENS * CK_TILE_ROWS];
     ck_tile tile = {.type = job->w.type, .row_bytes = job->w.row_bytes, .n_rows = (int)rows,
-                    .cols = job->w.cols, .acts = a->acts[here.job], .tokens = a->tokens + here.token, .n = n, .out = out};
+                    .cols = job->w.cols, .acts = a->acts[here.job], .tokens = a->tokens + here.token,
+                    .n = n, .out = out};
     for (int g = 0; g < 2; g++) {
         int64_t row = here.row + g * CK_GROUP_ROWS;
         tile.group[g] = ck_type_is_float(job->w.type) /* only n_rows are touched */
@@ -97,8 +93,7 @@ static void compute_tile(const matmul_args *a, int thread, place here, place nex
                (size_t)rows * sizeof *out);
 }
 
-static void matmul_task(void *context, int64_t task, int thread)
-{
+static void matmul_task(void *context, int64_t task, int thread) {
     const matmul_args *a = context;
     int64_t end = ck_at_most((task + 1) * a->per_task, a->tiles);
     for (int64_t tile = task * a->per_task; tile < end; tile++) {
@@ -107,14 +102,12 @@ static void matmul_task(void *context, int64_t task, int thread)
     }
 }
 
-static bool floats(const ck_matmul_job *job)
-{
+static bool floats(const ck_matmul_job *job) {
     return ck_type_is_float(job->w.type);
 }
 
 /* The first job whose prepared x is the one job j needs; j itself when it is the first. */
-static int same_x(const ck_matmul_job *jobs, int j)
-{
+static int same_x(const ck_matmul_job *jobs, int j) {
     for (int i = 0; i < j; i++)
         if (jobs[i].x == jobs[j].x && jobs[i].ldx == jobs[j].ldx && jobs[i].w.cols == jobs[j].w.cols &&
             floats(&jobs[i]) == floats(&jobs[j]))
@@ -122,8 +115,7 @@ static int same_x(const ck_matmul_job *jobs, int j)
     return j;
 }
 
-void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n)
-{
+void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n) {
     if (n_jobs == 0 || n == 0)
         return;
     int64_t first_tile[n_jobs + 1];
@@ -165,8 +157,7 @@ typedef struct {
     float *out;
 } embed_args;
 
-static void embed_task(void *context, int64_t task, int thread)
-{
+static void embed_task(void *context, int64_t task, int thread) {
     (void)thread;
     const embed_args *a = context;
     const ck_matrix *m = a->table;
@@ -174,8 +165,7 @@ static void embed_task(void *context, int64_t task, int thread)
                      a->out + task * m->cols, m->cols);
 }
 
-void matmul_embed(ck_pool *pool, const ck_matrix *table, const int32_t *ids, int64_t n, float *out)
-{
+void matmul_embed(ck_pool *pool, const ck_matrix *table, const int32_t *ids, int64_t n, float *out) {
     embed_args a = {table, ids, out};
     ck_pool_run(pool, n, embed_task, &a);
 }

@@ -13,8 +13,7 @@
 #pragma clang attribute push(__attribute__((target(CK_AVX512_TARGET))), apply_to = function)
 
 /* Lane r of out[i] = 32-bit word i at p + r · stride; 16 rows of 8 words. */
-CK_INLINE void transpose_16x8(const uint8_t *p, size_t stride, __m512i out[8])
-{
+CK_INLINE void transpose_16x8(const uint8_t *p, size_t stride, __m512i out[8]) {
     __m512i a[8], b[8];
     for (size_t i = 0; i < 4; i++) {
         a[i] = load_pair(p + i * stride, p + (i + 4) * stride);
@@ -37,24 +36,20 @@ CK_INLINE void transpose_16x8(const uint8_t *p, size_t stride, __m512i out[8])
 }
 
 /* Halves in the low 16 bits of each lane to f32. */
-CK_INLINE __m512 f32_of_halves(__m512i words)
-{
+CK_INLINE __m512 f32_of_halves(__m512i words) {
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
 }
 
-CK_INLINE __m512 negated(__m512 v)
-{
+CK_INLINE __m512 negated(__m512 v) {
     return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f));
 }
 
-CK_INLINE __m512i plus_128(__m512i q)
-{
+CK_INLINE __m512i plus_128(__m512i q) {
     return _mm512_xor_si512(q, _mm512_set1_epi8((char)0x80));
 }
 
 /* The byte `byte` of each lane, zero-extended. */
-CK_INLINE __m512i byte_of_lanes(__m512i words, int byte)
-{
+CK_INLINE __m512i byte_of_lanes(__m512i words, int byte) {
     return _mm512_and_si512(_mm512_srl_epi32(words, _mm_cvtsi32_si128(8 * byte)), _mm512_set1_epi32(255));
 }
 
@@ -65,13 +60,11 @@ typedef struct {
     size_t stride;
 } in_place;
 
-CK_INLINE void prepare_in_place(const uint8_t *p, size_t stride, in_place *s)
-{
+CK_INLINE void prepare_in_place(const uint8_t *p, size_t stride, in_place *s) {
     *s = (in_place){p, stride};
 }
 
-CK_INLINE ck_unit unpack_q8_0(const in_place *s, int sub)
-{
+CK_INLINE ck_unit unpack_q8_0(const in_place *s, int sub) {
     (void)sub;
     ck_unit u;
     transpose_16x8(s->p + 2, s->stride, u.q);
@@ -83,8 +76,7 @@ CK_INLINE ck_unit unpack_q8_0(const in_place *s, int sub)
 
 /* ---- Q4_0 and MXFP4: nibbles */
 
-CK_INLINE void unpack_nibbles(const in_place *s, size_t offset, ck_unit *u)
-{
+CK_INLINE void unpack_nibbles(const in_place *s, size_t offset, ck_unit *u) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i w[4];
     transpose_16x4(s->p + offset, s->stride, w);
@@ -94,8 +86,7 @@ CK_INLINE void unpack_nibbles(const in_place *s, size_t offset, ck_unit *u)
     }
 }
 
-CK_INLINE ck_unit unpack_q4_0(const in_place *s, int sub)
-{
+CK_INLINE ck_unit unpack_q4_0(const in_place *s, int sub) {
     (void)sub;
     ck_unit u;
     unpack_nibbles(s, 2, &u);
@@ -105,8 +96,7 @@ CK_INLINE ck_unit unpack_q4_0(const in_place *s, int sub)
     return u;
 }
 
-CK_INLINE ck_unit unpack_mxfp4(const in_place *s, int sub)
-{
+CK_INLINE ck_unit unpack_mxfp4(const in_place *s, int sub) {
     (void)sub;
     const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)ck_mxfp4_values));
     const __m512i table = plus_128(values);
@@ -130,8 +120,7 @@ typedef struct {
     __m512 d, minus_dmin;
 } state_q2_k;
 
-CK_INLINE void prepare_q2_k(const uint8_t *p, size_t stride, state_q2_k *s)
-{
+CK_INLINE void prepare_q2_k(const uint8_t *p, size_t stride, state_q2_k *s) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i w[4];
     transpose_16x4(p + offsetof(ck_block_q2_k, scales), stride, w);
@@ -146,8 +135,7 @@ CK_INLINE void prepare_q2_k(const uint8_t *p, size_t stride, state_q2_k *s)
     s->minus_dmin = negated(f32_of_halves(_mm512_srli_epi32(w[3], 16)));
 }
 
-CK_INLINE ck_unit unpack_q2_k(const state_q2_k *s, int sub)
-{
+CK_INLINE ck_unit unpack_q2_k(const state_q2_k *s, int sub) {
     const __m128i shift = _mm_cvtsi32_si128(2 * (sub & 3));
     const __m512i *q = s->q[sub >> 2];
     ck_unit u;
@@ -175,8 +163,7 @@ typedef struct {
 } state_k4;
 
 /* Scales and mins of the 8 blocks; the header is d, dmin and 12 bytes of packed six-bit numbers. */
-CK_INLINE void prepare_k4_scales(const uint8_t *p, size_t stride, state_k4 *s)
-{
+CK_INLINE void prepare_k4_scales(const uint8_t *p, size_t stride, state_k4 *s) {
     const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48);
     __m512i head[4], scales[2], mins[2];
     transpose_16x4(p, stride, head);
@@ -188,21 +175,20 @@ CK_INLINE void prepare_k4_scales(const uint8_t *p, size_t stride, state_k4 *s)
     mins[1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(head[3], 4), four),
                               _mm512_and_si512(_mm512_srli_epi16(head[2], 2), top));
     for (int sub = 0; sub < 8; sub++) {
-        __m512i scale = byte_of_lanes(scales[sub >> 2], sub & 3), min = byte_of_lanes(mins[sub >> 2], sub & 3);
+        __m512i scale = byte_of_lanes(scales[sub >> 2], sub & 3);
+        __m512i min = byte_of_lanes(mins[sub >> 2], sub & 3);
         s->scale[sub] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale));
         s->minus_min[sub] = _mm512_mul_ps(minus_dmin, _mm512_cvtepi32_ps(min));
     }
 }
 
-CK_INLINE void prepare_q4_k(const uint8_t *p, size_t stride, state_k4 *s)
-{
+CK_INLINE void prepare_q4_k(const uint8_t *p, size_t stride, state_k4 *s) {
     prepare_k4_scales(p, stride, s);
     for (size_t c = 0; c < 4; c++)
         transpose_16x8(p + offsetof(ck_block_q4_k, q) + 32 * c, stride, s->q[c]);
 }
 
-CK_INLINE ck_unit unpack_q4_k(const state_k4 *s, int sub)
-{
+CK_INLINE ck_unit unpack_q4_k(const state_k4 *s, int sub) {
     const __m128i shift = _mm_cvtsi32_si128(4 * (sub & 1));
     ck_unit u;
     for (int i = 0; i < 8; i++)
@@ -212,16 +198,14 @@ CK_INLINE ck_unit unpack_q4_k(const state_k4 *s, int sub)
     return u;
 }
 
-CK_INLINE void prepare_q5_k(const uint8_t *p, size_t stride, state_k4 *s)
-{
+CK_INLINE void prepare_q5_k(const uint8_t *p, size_t stride, state_k4 *s) {
     prepare_k4_scales(p, stride, s);
     transpose_16x8(p + offsetof(ck_block_q5_k, high), stride, s->high);
     for (size_t c = 0; c < 4; c++)
         transpose_16x8(p + offsetof(ck_block_q5_k, q) + 32 * c, stride, s->q[c]);
 }
 
-CK_INLINE ck_unit unpack_q5_k(const state_k4 *s, int sub)
-{
+CK_INLINE ck_unit unpack_q5_k(const state_k4 *s, int sub) {
     ck_unit u = unpack_q4_k(s, sub);
     const __m512i bit = _mm512_set1_epi8((char)(1 << sub)), sixteen = _mm512_set1_epi8(16);
     for (int i = 0; i < 8; i++)
@@ -235,15 +219,13 @@ typedef struct {
     ck_unpacked rows[8][CK_GROUP_ROWS];
 } state_any;
 
-CK_INLINE void prepare_any(int32_t type, const uint8_t *p, size_t stride, state_any *s)
-{
+CK_INLINE void prepare_any(int32_t type, const uint8_t *p, size_t stride, state_any *s) {
     for (int r = 0; r < CK_GROUP_ROWS; r++)
         for (int sub = 0; sub < 8; sub++)
             quant_unpack(type, p + (size_t)r * stride, sub, &s->rows[sub][r]);
 }
 
-CK_INLINE ck_unit unpack_any(const state_any *s, int sub)
-{
+CK_INLINE ck_unit unpack_any(const state_any *s, int sub) {
     const ck_unpacked *w = s->rows[sub];
     float scale[2][CK_GROUP_ROWS], min[2][CK_GROUP_ROWS];
     for (int r = 0; r < CK_GROUP_ROWS; r++)
@@ -280,8 +262,7 @@ CK_AVX512_TILE(iq2_xxs, state_any, PREPARE_IQ2_XXS, unpack_any, 66, 8, true, 1, 
 
 #pragma clang attribute pop
 
-void matmul_tile_avx512(const ck_tile *tile)
-{
+void matmul_tile_avx512(const ck_tile *tile) {
     switch (tile->type) {
     case CK_Q8_0:
         tile_q8_0(tile);

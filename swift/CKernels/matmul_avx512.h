@@ -27,23 +27,20 @@ typedef struct {
 
 #pragma clang attribute push(__attribute__((target(CK_AVX512_TARGET))), apply_to = function)
 
-CK_INLINE uint16_t load_u16(const uint8_t *p)
-{
+CK_INLINE uint16_t load_u16(const uint8_t *p) {
     uint16_t h;
     memcpy(&h, p, sizeof h);
     return h;
 }
 
 /* 32 bytes of each of two rows. A masked broadcast merges without using a shuffle unit. */
-CK_INLINE __m512i load_pair(const uint8_t *low, const uint8_t *high)
-{
+CK_INLINE __m512i load_pair(const uint8_t *low, const uint8_t *high) {
     __m512i v = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low));
     return _mm512_mask_broadcast_i64x4(v, 0xf0, _mm256_loadu_si256((const __m256i *)high));
 }
 
 /* Sixteen halves, `stride` bytes apart, to f32. */
-CK_INLINE __m512 load_halves(const uint8_t *p, size_t stride)
-{
+CK_INLINE __m512 load_halves(const uint8_t *p, size_t stride) {
     __m128i low = _mm_setzero_si128(), high = low;
 #define CK_HALF(i)                                                                                    \
     low = _mm_insert_epi16(low, load_u16(p + (i) * stride), i);                                       \
@@ -61,8 +58,7 @@ CK_INLINE __m512 load_halves(const uint8_t *p, size_t stride)
 }
 
 /* 16 bytes of each of four rows, `stride` bytes apart. */
-CK_INLINE __m512i load_four(const uint8_t *p, size_t stride)
-{
+CK_INLINE __m512i load_four(const uint8_t *p, size_t stride) {
     __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
     v = _mm512_mask_broadcast_i32x4(v, 0x00f0, _mm_loadu_si128((const __m128i *)(p + stride)));
     v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128((const __m128i *)(p + 2 * stride)));
@@ -70,8 +66,7 @@ CK_INLINE __m512i load_four(const uint8_t *p, size_t stride)
 }
 
 /* Lane r of out[i] = 32-bit word i at p + r · stride; 16 rows of 4 words. */
-CK_INLINE void transpose_16x4(const uint8_t *p, size_t stride, __m512i out[4])
-{
+CK_INLINE void transpose_16x4(const uint8_t *p, size_t stride, __m512i out[4]) {
     __m512i a[4], b[4];
     for (int i = 0; i < 4; i++)
         a[i] = load_four(p + (size_t)i * stride, 4 * stride);
@@ -87,8 +82,7 @@ CK_INLINE void transpose_16x4(const uint8_t *p, size_t stride, __m512i out[4])
 
 /* Fetches this unit's share of the groups that come next into the second-level cache, and rows of these
  * groups a little ahead into the first; spread over the units, since the queue for it is short. */
-CK_INLINE void prefetch(const ck_tile *tile, size_t block, size_t block_bytes, size_t sub, size_t units)
-{
+CK_INLINE void prefetch(const ck_tile *tile, size_t block, size_t block_bytes, size_t sub, size_t units) {
     const size_t share = block_bytes * CK_GROUP_ROWS / units, rows = CK_GROUP_ROWS / units;
     for (int g = 0; g < 2; g++) {
         const uint8_t *next = tile->next[g] + (block * units + sub) * share;
@@ -101,13 +95,11 @@ CK_INLINE void prefetch(const ck_tile *tile, size_t block, size_t block_bytes, s
     }
 }
 
-CK_INLINE __m512 add_scaled(__m512 y, const ck_unit *u, int g, __m512i sum, __m512 d)
-{
+CK_INLINE __m512 add_scaled(__m512 y, const ck_unit *u, int g, __m512i sum, __m512 d) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(u->scale[g], d), y);
 }
 
-CK_INLINE __m512 add_mins(__m512 y, const ck_unit *u, const ck_act *x, int mins)
-{
+CK_INLINE __m512 add_mins(__m512 y, const ck_unit *u, const ck_act *x, int mins) {
     if (mins == 1)
         y = _mm512_fmadd_ps(u->minus_min[0], _mm512_set1_ps(x->sum_all), y);
     for (int g = 0; mins == 2 && g < 2; g++)
@@ -115,10 +107,12 @@ CK_INLINE __m512 add_mins(__m512 y, const ck_unit *u, const ck_act *x, int mins)
     return y;
 }
 
-/* Multiplies two units, one of each row group, by their block of every token: out[t] += … */
-CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *x, const uint32_t *tokens,
-                              int64_t n, int64_t stride, float *out, bool plus128, int scales, int mins)
-{
+/* Multiplies two units, one of each row group, by their block x[…] of every token: out[t] += … */
+CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *x, const ck_tile *tile,
+                              bool plus128, int scales, int mins) {
+    const uint32_t *tokens = tile->tokens;
+    float *out = tile->out;
+    const int64_t n = tile->n, stride = tile->acts.stride;
     for (int64_t t = 0; t < n; t++, out += CK_TILE_ROWS) {
         const ck_act *act = x + tokens[t];
         _mm_prefetch((const char *)(act + stride), _MM_HINT_T0);
@@ -161,7 +155,7 @@ CK_INLINE void multiply_units(const ck_unit *a, const ck_unit *b, const ck_act *
             for (int sub = 0; sub < (units); sub++, x += tile->acts.stride) {                         \
                 prefetch(tile, block, bytes, (size_t)sub, units);                                     \
                 ck_unit a = unpack(&low, sub), b = unpack(&high, sub);                                \
-                multiply_units(&a, &b, x, tile->tokens, tile->n, tile->acts.stride, tile->out, plus128, scales, mins);   \
+                multiply_units(&a, &b, x, tile, plus128, scales, mins);                               \
             }                                                                                         \
         }                                                                                             \
     }

@@ -17,8 +17,7 @@ static _Alignas(64) uint8_t value_table[64];
 static _Alignas(64) uint8_t code_shifts[4][64], sign_shifts[8][64], sign_index_shifts[64];
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
-static void make_tables(void)
-{
+static void make_tables(void) {
     static const int magnitudes[4] = {8, 25, 43, 0};
     for (int i = 0; i < 256; i++)
         for (int j = 0; j < 8; j++) {
@@ -49,23 +48,20 @@ typedef struct {
     __m512 d;          /* d / 8 */
 } state_iq2_xxs;
 
-CK_INLINE void prepare_iq2_xxs(const uint8_t *p, size_t stride, state_iq2_xxs *s)
-{
+CK_INLINE void prepare_iq2_xxs(const uint8_t *p, size_t stride, state_iq2_xxs *s) {
     s->d = _mm512_mul_ps(load_halves(p, stride), _mm512_set1_ps(0.125f));
     for (size_t c = 0; c < 4; c++)
         transpose_16x4(p + 2 + 16 * c, stride, s->words + 4 * c);
 }
 
-CK_INLINE __m512i look_up(const uint8_t table[256], __m512i index, __mmask64 upper)
-{
+CK_INLINE __m512i look_up(const uint8_t table[256], __m512i index, __mmask64 upper) {
     __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
     return _mm512_mask_blend_epi8(upper, low,
                                   _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), index,
                                                            _mm512_load_si512(table + 192)));
 }
 
-CK_INLINE ck_unit unpack_iq2_xxs(const state_iq2_xxs *s, int sub)
-{
+CK_INLINE ck_unit unpack_iq2_xxs(const state_iq2_xxs *s, int sub) {
     __m512i index = s->words[2 * sub], packed = s->words[2 * sub + 1];
     __mmask64 upper = _mm512_movepi8_mask(index);
     __m512i codes[2] = {look_up(code_tables[0], index, upper), look_up(code_tables[1], index, upper)};
@@ -92,8 +88,7 @@ CK_AVX512_TILE(iq2_xxs, state_iq2_xxs, prepare_iq2_xxs, unpack_iq2_xxs, 66, 8, t
 
 #pragma clang attribute pop
 
-void matmul_tile_iq2_xxs_permute(const ck_tile *tile)
-{
+void matmul_tile_iq2_xxs_permute(const ck_tile *tile) {
     pthread_once(&tables_once, make_tables);
     tile_iq2_xxs(tile);
 }

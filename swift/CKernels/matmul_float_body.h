@@ -1,8 +1,7 @@
 /* matmul_float_body.h — see matmul_float.c. */
 
 /* Sixteen weights to f32; only `have` of them exist, the others become 0. */
-V_INLINE v16 CK(load_f32)(const uint8_t *p, int64_t have)
-{
+V_INLINE v16 CK(load_f32)(const uint8_t *p, int64_t have) {
     v16 v = {0};
     if (have >= 16)
         memcpy(&v, p, sizeof v);
@@ -11,8 +10,7 @@ V_INLINE v16 CK(load_f32)(const uint8_t *p, int64_t have)
     return v;
 }
 
-V_INLINE u16x16 CK(load_u16)(const uint8_t *p, int64_t have)
-{
+V_INLINE u16x16 CK(load_u16)(const uint8_t *p, int64_t have) {
     u16x16 h = {0};
     if (have >= 16)
         memcpy(&h, p, sizeof h);
@@ -21,18 +19,15 @@ V_INLINE u16x16 CK(load_u16)(const uint8_t *p, int64_t have)
     return h;
 }
 
-V_INLINE v16 CK(load_bf16)(const uint8_t *p, int64_t have)
-{
+V_INLINE v16 CK(load_bf16)(const uint8_t *p, int64_t have) {
     return (v16)(__builtin_convertvector(CK(load_u16)(p, have), i16) << 16);
 }
 
-V_INLINE v16 CK(load_f16)(const uint8_t *p, int64_t have)
-{
+V_INLINE v16 CK(load_f16)(const uint8_t *p, int64_t have) {
     return CK(f32_of_f16)(CK(load_u16)(p, have));
 }
 
-V_INLINE v16 CK(load_weights)(int32_t type, const uint8_t *row, int64_t k, int64_t have)
-{
+V_INLINE v16 CK(load_weights)(int32_t type, const uint8_t *row, int64_t k, int64_t have) {
     if (type == CK_F32)
         return CK(load_f32)(row + 4 * k, have);
     return type == CK_F16 ? CK(load_f16)(row + 2 * k, have) : CK(load_bf16)(row + 2 * k, have);
@@ -42,8 +37,7 @@ typedef v16 CK(block_sums)[CK(MAX_ROWS)][CK(MAX_TOKENS)];
 
 /* Adds columns k … k+have-1, at most 16; x[t] is their block of activations. */
 V_INLINE void CK(float_step)(int32_t type, const uint8_t *const *w, int n_rows, const float *const *x,
-                             int n_tokens, int64_t k, int64_t have, CK(block_sums) sums)
-{
+                             int n_tokens, int64_t k, int64_t have, CK(block_sums) sums) {
     v16 weights[CK(MAX_ROWS)];
     for (int r = 0; r < n_rows; r++)
         weights[r] = CK(load_weights)(type, w[r], k, have);
@@ -57,8 +51,7 @@ V_INLINE void CK(float_step)(int32_t type, const uint8_t *const *w, int n_rows, 
 /* Adds columns [begin, end) to the lane sums of n_rows × n_tokens outputs; all but the columns are
  * constants after inlining. Between calls the sums rest in `kept`. */
 V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_rows, int64_t token,
-                              int n_tokens, int64_t begin, int64_t end, kept_sums *kept)
-{
+                              int n_tokens, int64_t begin, int64_t end, kept_sums *kept) {
     CK(block_sums) sums;
     const float *x[CK(MAX_TOKENS)];
     const uint8_t *w[CK(MAX_ROWS)];
@@ -94,8 +87,7 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
 }
 
 V_INLINE void CK(float_rows)(const ck_tile *tile, int32_t type, int64_t token, int n_tokens,
-                             int64_t begin, int64_t end, kept_sums *kept)
-{
+                             int64_t begin, int64_t end, kept_sums *kept) {
     int row = 0;
     for (; row + CK(MAX_ROWS) <= tile->n_rows; row += CK(MAX_ROWS))
         CK(float_block)(tile, type, row, CK(MAX_ROWS), token, n_tokens, begin, end, kept);
@@ -104,8 +96,7 @@ V_INLINE void CK(float_rows)(const ck_tile *tile, int32_t type, int64_t token, i
 }
 
 /* A run of columns of x for a few tokens stays in the first-level cache while all rows pass. */
-V_INLINE void CK(float_tile_of)(const ck_tile *tile, int32_t type)
-{
+V_INLINE void CK(float_tile_of)(const ck_tile *tile, int32_t type) {
     kept_sums kept;
     int64_t run = tile->n <= CK(MAX_TOKENS) ? tile->cols : FLOAT_RUN;
     for (int64_t first = 0; first < tile->n; first += FLOAT_CHUNK_TOKENS) {
@@ -122,17 +113,14 @@ V_INLINE void CK(float_tile_of)(const ck_tile *tile, int32_t type)
     }
 }
 
-static void CK(float_tile_f32)(const ck_tile *tile)
-{
+static void CK(float_tile_f32)(const ck_tile *tile) {
     CK(float_tile_of)(tile, CK_F32);
 }
 
-static void CK(float_tile_f16)(const ck_tile *tile)
-{
+static void CK(float_tile_f16)(const ck_tile *tile) {
     CK(float_tile_of)(tile, CK_F16);
 }
 
-static void CK(float_tile_bf16)(const ck_tile *tile)
-{
+static void CK(float_tile_bf16)(const ck_tile *tile) {
     CK(float_tile_of)(tile, CK_BF16);
 }

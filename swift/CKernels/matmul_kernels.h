@@ -30,13 +30,11 @@ typedef struct {
 /* Computes a tile with the best kernel for its type. */
 void matmul_tile(const ck_tile *tile);
 
-static inline bool ck_type_is_float(int32_t type)
-{
+static inline bool ck_type_is_float(int32_t type) {
     return type == CK_F32 || type == CK_F16 || type == CK_BF16;
 }
 
-static inline const uint8_t *ck_tile_row(const ck_tile *tile, int row)
-{
+static inline const uint8_t *ck_tile_row(const ck_tile *tile, int row) {
     return tile->group[row / CK_GROUP_ROWS] + (size_t)(row % CK_GROUP_ROWS) * tile->row_bytes;
 }
 
@@ -45,33 +43,28 @@ static inline const uint8_t *ck_tile_row(const ck_tile *tile, int row)
 const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int64_t first, int group);
 
 /* Where the same group lies, for prefetching only. */
-static inline const uint8_t *ck_group_address(const ck_matrix *w, int64_t first)
-{
+static inline const uint8_t *ck_group_address(const ck_matrix *w, int64_t first) {
     return (const uint8_t *)w->data + (size_t)first * w->row_bytes;
 }
 
 /* Few tokens: a task is a run of neighbouring tiles, so that each prefetches the next one; many
  * tokens: a tile is long enough. */
-static inline int64_t ck_tiles_per_task(int64_t tiles, int threads, int64_t n)
-{
+static inline int64_t ck_tiles_per_task(int64_t tiles, int threads, int64_t n) {
     int64_t per_task = n > 16 ? 1 : tiles / (8 * threads);
     return per_task < 1 ? 1 : per_task > 4 ? 4 : per_task;
 }
 
 /* The tile this thread computes after `tile` of `task`, if all threads are equally fast. */
-static inline int64_t ck_next_tile(int64_t tile, int64_t task, int64_t per_task, int threads, int64_t tiles)
-{
+static inline int64_t ck_next_tile(int64_t tile, int64_t task, int64_t per_task, int threads, int64_t tiles) {
     int64_t next = tile + 1 < (task + 1) * per_task ? tile + 1 : (task + threads) * per_task;
     return next < tiles ? next : tiles - 1;
 }
 
-static inline int64_t ck_divide_up(int64_t a, int64_t b)
-{
+static inline int64_t ck_divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-static inline int64_t ck_at_most(int64_t a, int64_t b)
-{
+static inline int64_t ck_at_most(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 

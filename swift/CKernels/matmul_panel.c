@@ -33,29 +33,25 @@ typedef _Float16 h16 __attribute__((vector_size(32)));
 #define CK_SUFFIX avx2
 #include "vector_body.h"
 
-V_INLINE i16 i16_of_avx2(__m256i low, __m256i high)
-{
+V_INLINE i16 i16_of_avx2(__m256i low, __m256i high) {
     i16 v;
     memcpy(&v, &low, sizeof low);
     memcpy((char *)&v + sizeof low, &high, sizeof high);
     return v;
 }
 
-V_INLINE __m256i even_avx2(__m256i bytes)
-{
+V_INLINE __m256i even_avx2(__m256i bytes) {
     return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
 }
 
-V_INLINE b64 look_up_avx2(const int8_t table[16], b64 index)
-{
+V_INLINE b64 look_up_avx2(const int8_t table[16], b64 index) {
     const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
     for (int h = 0; h < 2; h++)
         ((__m256i *)&index)[h] = _mm256_shuffle_epi8(both, ((__m256i *)&index)[h]);
     return index;
 }
 
-V_INLINE void finish_panel_avx2(b64 *w)
-{
+V_INLINE void finish_panel_avx2(b64 *w) {
     for (int i = 0; i < 16; i++) {
         __m256i bytes = _mm256_load_si256((const __m256i *)w + i);
         _mm256_store_si256((__m256i *)w + i, even_avx2(bytes));
@@ -63,8 +59,7 @@ V_INLINE void finish_panel_avx2(b64 *w)
     }
 }
 
-V_INLINE i16 dot_avx2(const uint8_t *w, const ck_act *x, int first, int last, int32_t minus128)
-{
+V_INLINE i16 dot_avx2(const uint8_t *w, const ck_act *x, int first, int last, int32_t minus128) {
     (void)minus128;
     const __m256i *even = (const __m256i *)w, *odd = even + 16;
     __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -91,19 +86,16 @@ V_INLINE i16 dot_avx2(const uint8_t *w, const ck_act *x, int first, int last, in
 #define CK_SUFFIX avxvnni
 #include "vector_body.h"
 
-V_INLINE b64 look_up_avxvnni(const int8_t table[16], b64 index)
-{
+V_INLINE b64 look_up_avxvnni(const int8_t table[16], b64 index) {
     return look_up_avx2(table, index);
 }
 
-V_INLINE void finish_panel_avxvnni(b64 *w)
-{
+V_INLINE void finish_panel_avxvnni(b64 *w) {
     for (int i = 0; i < 8; i++)
         w[i] ^= 0x80;
 }
 
-V_INLINE i16 dot_avxvnni(const uint8_t *w, const ck_act *x, int first, int last, int32_t minus128)
-{
+V_INLINE i16 dot_avxvnni(const uint8_t *w, const ck_act *x, int first, int last, int32_t minus128) {
     const __m256i *words = (const __m256i *)w;
     __m256i low = _mm256_set1_epi32(minus128), high = low;
     for (int i = first; i < last; i++) {
@@ -123,8 +115,7 @@ V_INLINE i16 dot_avxvnni(const uint8_t *w, const ck_act *x, int first, int last,
 #undef CK_SUFFIX
 #pragma clang attribute pop
 
-void matmul_tile_avx2(const ck_tile *tile)
-{
+void matmul_tile_avx2(const ck_tile *tile) {
     if (ck_has_avx_vnni())
         panel_tile_avxvnni(tile);
     else
@@ -140,21 +131,18 @@ void matmul_tile_avx2(const ck_tile *tile)
 #define CK_SUFFIX neon
 #include "vector_body.h"
 
-V_INLINE b64 look_up_neon(const int8_t table[16], b64 index)
-{
+V_INLINE b64 look_up_neon(const int8_t table[16], b64 index) {
     const uint8x16_t values = vreinterpretq_u8_s8(vld1q_s8(table));
     for (int h = 0; h < 4; h++)
         ((uint8x16_t *)&index)[h] = vqtbl1q_u8(values, ((uint8x16_t *)&index)[h]);
     return index;
 }
 
-V_INLINE void finish_panel_neon(b64 *w)
-{
+V_INLINE void finish_panel_neon(b64 *w) {
     (void)w;
 }
 
-V_INLINE i16 dot_neon(const uint8_t *w, const ck_act *x, int first, int last, int32_t minus128)
-{
+V_INLINE i16 dot_neon(const uint8_t *w, const ck_act *x, int first, int last, int32_t minus128) {
     (void)minus128;
     int32x4_t sums[4];
     for (int h = 0; h < 4; h++)
@@ -175,8 +163,7 @@ V_INLINE i16 dot_neon(const uint8_t *w, const ck_act *x, int first, int last, in
 #undef CK_SUFFIX
 #pragma clang attribute pop
 
-void matmul_tile_neon(const ck_tile *tile)
-{
+void matmul_tile_neon(const ck_tile *tile) {
     panel_tile_neon(tile);
 }
 

@@ -4,15 +4,13 @@
 
 #include "matmul_panel_unpack.h"
 
-V_INLINE v16 CK(add_scaled)(v16 y, const CK(panel) *p, int g, i16 sum, float d)
-{
+V_INLINE v16 CK(add_scaled)(v16 y, const CK(panel) *p, int g, i16 sum, float d) {
     return CK(v_fma)(__builtin_convertvector(sum, v16), p->scale[g] * CK(v_set)(d), y);
 }
 
 /* Multiplies the panel by its block of every token; `scales` and `mins` are constants. */
 V_INLINE void CK(multiply_panel)(const CK(panel) *p, const ck_act *x, const uint32_t *tokens, int64_t n,
-                                 float *out, int scales, int mins)
-{
+                                 float *out, int scales, int mins) {
     for (int64_t t = 0; t < n; t++, out += CK_TILE_ROWS) {
         const ck_act *act = x + tokens[t];
         v16 y = CK(v_load)(out);
@@ -33,8 +31,7 @@ V_INLINE void CK(multiply_panel)(const CK(panel) *p, const ck_act *x, const uint
 }
 
 /* Fetches this unit's share of the groups that come next. */
-V_INLINE void CK(prefetch)(const ck_tile *tile, size_t unit, size_t share)
-{
+V_INLINE void CK(prefetch)(const ck_tile *tile, size_t unit, size_t share) {
     for (int g = 0; g < 2; g++)
         for (size_t i = 0; i < share; i += 64)
             __builtin_prefetch(tile->next[g] + unit * share + i);
@@ -75,8 +72,7 @@ CK_PANEL_TILE(q6_k, in_place, prepare_in_place, 210, 8, 2, 0)
 CK_PANEL_TILE(iq2_xxs, state_iq2_xxs, prepare_iq2_xxs, 66, 8, 1, 0)
 #undef CK_PANEL_TILE
 
-static void CK(panel_tile)(const ck_tile *tile)
-{
+static void CK(panel_tile)(const ck_tile *tile) {
     switch (tile->type) {
     case CK_Q8_0:
         CK(tile_q8_0)(tile);

@@ -9,8 +9,7 @@ typedef struct {
 } CK(panel);
 
 /* Lane r of out[i] = 32-bit word i at p + r · stride, for 4 · columns words. */
-V_INLINE void CK(transpose)(const uint8_t *p, size_t stride, int columns, b64 *out)
-{
+V_INLINE void CK(transpose)(const uint8_t *p, size_t stride, int columns, b64 *out) {
     for (int c = 0; c < columns; c++)
         for (int half = 0; half < 2; half++) {
             i8 a[4], b[4], words[4];
@@ -35,8 +34,7 @@ V_INLINE void CK(transpose)(const uint8_t *p, size_t stride, int columns, b64 *o
 }
 
 /* Sixteen halves, `stride` bytes apart. */
-V_INLINE v16 CK(load_halves)(const uint8_t *p, size_t stride)
-{
+V_INLINE v16 CK(load_halves)(const uint8_t *p, size_t stride) {
     h16 halves;
     for (int r = 0; r < CK_GROUP_ROWS; r++)
         memcpy((uint16_t *)&halves + r, p + (size_t)r * stride, sizeof(uint16_t));
@@ -44,19 +42,16 @@ V_INLINE v16 CK(load_halves)(const uint8_t *p, size_t stride)
 }
 
 /* Halves in bits `shift` … of each lane. */
-V_INLINE v16 CK(halves_of_words)(b64 words, int shift)
-{
+V_INLINE v16 CK(halves_of_words)(b64 words, int shift) {
     u16x16 bits = __builtin_convertvector((u32x16)words >> shift & 0xffff, u16x16);
     return __builtin_convertvector((h16)bits, v16);
 }
 
-V_INLINE v16 CK(byte_of_lanes)(b64 words, int byte)
-{
+V_INLINE v16 CK(byte_of_lanes)(b64 words, int byte) {
     return __builtin_convertvector((i16)((u32x16)words >> 8 * byte & 255), v16);
 }
 
-V_INLINE b64 CK(bits)(b64 v, int shift, int mask)
-{
+V_INLINE b64 CK(bits)(b64 v, int shift, int mask) {
     return (b64)((u16x32)v >> (uint16_t)shift) & (uint8_t)mask;
 }
 
@@ -67,20 +62,17 @@ typedef struct {
     size_t stride;
 } CK(in_place);
 
-V_INLINE void CK(prepare_in_place)(const uint8_t *p, size_t stride, CK(in_place) *s)
-{
+V_INLINE void CK(prepare_in_place)(const uint8_t *p, size_t stride, CK(in_place) *s) {
     *s = (CK(in_place)){p, stride};
 }
 
-V_INLINE void CK(unpack_q8_0)(const CK(in_place) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q8_0)(const CK(in_place) *s, int sub, CK(panel) *out) {
     (void)sub;
     CK(transpose)(s->p + 2, s->stride, 2, out->w);
     out->scale[0] = CK(load_halves)(s->p, s->stride);
 }
 
-V_INLINE void CK(unpack_nibbles)(const CK(in_place) *s, size_t offset, CK(panel) *out)
-{
+V_INLINE void CK(unpack_nibbles)(const CK(in_place) *s, size_t offset, CK(panel) *out) {
     b64 words[4];
     CK(transpose)(s->p + offset, s->stride, 1, words);
     for (int i = 0; i < 4; i++) {
@@ -89,8 +81,7 @@ V_INLINE void CK(unpack_nibbles)(const CK(in_place) *s, size_t offset, CK(panel)
     }
 }
 
-V_INLINE void CK(unpack_q4_0)(const CK(in_place) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q4_0)(const CK(in_place) *s, int sub, CK(panel) *out) {
     (void)sub;
     CK(unpack_nibbles)(s, 2, out);
     for (int i = 0; i < 8; i++)
@@ -98,8 +89,7 @@ V_INLINE void CK(unpack_q4_0)(const CK(in_place) *s, int sub, CK(panel) *out)
     out->scale[0] = CK(load_halves)(s->p, s->stride);
 }
 
-V_INLINE void CK(unpack_mxfp4)(const CK(in_place) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_mxfp4)(const CK(in_place) *s, int sub, CK(panel) *out) {
     (void)sub;
     CK(unpack_nibbles)(s, 1, out);
     for (int i = 0; i < 8; i++)
@@ -117,8 +107,7 @@ typedef struct {
     v16 d, minus_dmin;
 } CK(state_q2_k);
 
-V_INLINE void CK(prepare_q2_k)(const uint8_t *p, size_t stride, CK(state_q2_k) *s)
-{
+V_INLINE void CK(prepare_q2_k)(const uint8_t *p, size_t stride, CK(state_q2_k) *s) {
     b64 last[4];
     CK(transpose)(p + offsetof(ck_block_q2_k, scales), stride, 1, s->scales);
     CK(transpose)(p + offsetof(ck_block_q2_k, q), stride, 2, s->q[0]);
@@ -128,8 +117,7 @@ V_INLINE void CK(prepare_q2_k)(const uint8_t *p, size_t stride, CK(state_q2_k) *
     s->minus_dmin = -CK(halves_of_words)(last[3], 16);
 }
 
-V_INLINE void CK(unpack_q2_k)(const CK(state_q2_k) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q2_k)(const CK(state_q2_k) *s, int sub, CK(panel) *out) {
     out->scale[0] = s->d;
     for (int g = 0; g < 2; g++) {
         int byte = 2 * (sub & 1) + g;
@@ -149,8 +137,7 @@ typedef struct {
     v16 scale[8], minus_min[8];
 } CK(state_k4);
 
-V_INLINE void CK(prepare_k4_scales)(const uint8_t *p, size_t stride, CK(state_k4) *s)
-{
+V_INLINE void CK(prepare_k4_scales)(const uint8_t *p, size_t stride, CK(state_k4) *s) {
     b64 head[4];
     CK(transpose)(p, stride, 1, head);
     v16 d = CK(halves_of_words)(head[0], 0), minus_dmin = -CK(halves_of_words)(head[0], 16);
@@ -162,31 +149,27 @@ V_INLINE void CK(prepare_k4_scales)(const uint8_t *p, size_t stride, CK(state_k4
     }
 }
 
-V_INLINE void CK(prepare_q4_k)(const uint8_t *p, size_t stride, CK(state_k4) *s)
-{
+V_INLINE void CK(prepare_q4_k)(const uint8_t *p, size_t stride, CK(state_k4) *s) {
     CK(prepare_k4_scales)(p, stride, s);
     for (size_t c = 0; c < 4; c++)
         CK(transpose)(p + offsetof(ck_block_q4_k, q) + 32 * c, stride, 2, s->q[c]);
 }
 
-V_INLINE void CK(unpack_q4_k)(const CK(state_k4) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q4_k)(const CK(state_k4) *s, int sub, CK(panel) *out) {
     for (int i = 0; i < 8; i++)
         out->w[i] = CK(bits)(s->q[sub >> 1][i], 4 * (sub & 1), 15);
     out->scale[0] = s->scale[sub];
     out->minus_min[0] = s->minus_min[sub];
 }
 
-V_INLINE void CK(prepare_q5_k)(const uint8_t *p, size_t stride, CK(state_k4) *s)
-{
+V_INLINE void CK(prepare_q5_k)(const uint8_t *p, size_t stride, CK(state_k4) *s) {
     CK(prepare_k4_scales)(p, stride, s);
     CK(transpose)(p + offsetof(ck_block_q5_k, high), stride, 2, s->high);
     for (size_t c = 0; c < 4; c++)
         CK(transpose)(p + offsetof(ck_block_q5_k, q) + 32 * c, stride, 2, s->q[c]);
 }
 
-V_INLINE void CK(unpack_q5_k)(const CK(state_k4) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q5_k)(const CK(state_k4) *s, int sub, CK(panel) *out) {
     CK(unpack_q4_k)(s, sub, out);
     for (int i = 0; i < 8; i++)
         out->w[i] |= CK(bits)(s->high[i], sub, 1) << 4;
@@ -194,8 +177,7 @@ V_INLINE void CK(unpack_q5_k)(const CK(state_k4) *s, int sub, CK(panel) *out)
 
 /* ---- the others, row by row */
 
-V_INLINE void CK(unpack_rows)(int32_t type, const CK(in_place) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_rows)(int32_t type, const CK(in_place) *s, int sub, CK(panel) *out) {
     ck_unpacked rows[CK_GROUP_ROWS];
     float scale[2][CK_GROUP_ROWS];
     for (int r = 0; r < CK_GROUP_ROWS; r++) {
@@ -208,13 +190,11 @@ V_INLINE void CK(unpack_rows)(int32_t type, const CK(in_place) *s, int sub, CK(p
     out->scale[1] = CK(v_load)(scale[1]);
 }
 
-V_INLINE void CK(unpack_q3_k)(const CK(in_place) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q3_k)(const CK(in_place) *s, int sub, CK(panel) *out) {
     CK(unpack_rows)(CK_Q3_K, s, sub, out);
 }
 
-V_INLINE void CK(unpack_q6_k)(const CK(in_place) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_q6_k)(const CK(in_place) *s, int sub, CK(panel) *out) {
     CK(unpack_rows)(CK_Q6_K, s, sub, out);
 }
 
@@ -226,14 +206,12 @@ typedef struct {
     v16 eighth_d;
 } CK(state_iq2_xxs);
 
-V_INLINE void CK(prepare_iq2_xxs)(const uint8_t *p, size_t stride, CK(state_iq2_xxs) *s)
-{
+V_INLINE void CK(prepare_iq2_xxs)(const uint8_t *p, size_t stride, CK(state_iq2_xxs) *s) {
     *s = (CK(state_iq2_xxs)){(const ck_block_iq2_xxs *)p, stride, CK(load_halves)(p, stride) * 0.125f};
 }
 
 /* 32 signed weights of one row. */
-V_INLINE b32 CK(iq2_xxs_weights)(const uint8_t grid[4], uint32_t signs)
-{
+V_INLINE b32 CK(iq2_xxs_weights)(const uint8_t grid[4], uint32_t signs) {
     /* Four indices of 7 bits to bytes, each completed by its parity in bit 7. */
     uint32_t bytes = (signs & 0x7f) | (signs & 0x3f80) << 1 | (signs & 0x1fc000) << 2 |
                      (signs & 0xfe00000) << 3;
@@ -252,8 +230,7 @@ V_INLINE b32 CK(iq2_xxs_weights)(const uint8_t grid[4], uint32_t signs)
     return ((b32)magnitudes ^ negative) - negative;
 }
 
-V_INLINE void CK(unpack_iq2_xxs)(const CK(state_iq2_xxs) *s, int sub, CK(panel) *out)
-{
+V_INLINE void CK(unpack_iq2_xxs)(const CK(state_iq2_xxs) *s, int sub, CK(panel) *out) {
     b32 rows[CK_GROUP_ROWS];
     uint32_t signs_scale[CK_GROUP_ROWS];
     u32x16 packed;

@@ -1,8 +1,7 @@
 /* matmul_plain.c — a tile of quantised weights in portable C: the definition of the result. */
 #include "matmul_kernels.h"
 
-static float add_block(float y, const ck_unpacked *w, const ck_act *x, int scales, int mins)
-{
+static float add_block(float y, const ck_unpacked *w, const ck_act *x, int scales, int mins) {
     int32_t sums[2] = {0, 0};
     for (int g = 0; g < 2; g++)
         for (int i = 16 * g; i < 16 * g + 16; i++)
@@ -18,8 +17,7 @@ static float add_block(float y, const ck_unpacked *w, const ck_act *x, int scale
     return y;
 }
 
-void matmul_tile_plain(const ck_tile *tile)
-{
+void matmul_tile_plain(const ck_tile *tile) {
     int scales = quant_scale_groups(tile->type), mins = quant_min_groups(tile->type);
     memset(tile->out, 0, (size_t)tile->n * CK_TILE_ROWS * sizeof *tile->out);
     for (int64_t b = 0; b < tile->cols / CK_BLOCK; b++) {

@@ -1,8 +1,7 @@
 /* quant_activations_body.h — see quant_activations.h. Plain loops that vectorise lane by lane: maxima
  * of bit patterns and integer sums are exact in any order. */
 
-static void CK(quantise_block)(const float *x, ck_act *out)
-{
+static void CK(quantise_block)(const float *x, ck_act *out) {
     /* Magnitudes order as their bits do, and a NaN comes out above infinity. */
     uint32_t top = 0;
     for (int i = 0; i < CK_BLOCK; i++) {
@@ -38,8 +37,7 @@ static void CK(quantise_block)(const float *x, ck_act *out)
     out->sum_all = out->d * (float)(sums[0] + sums[1]);
 }
 
-static void CK(quantise_row)(const float *x, int64_t count, ck_act *out, int64_t stride)
-{
+static void CK(quantise_row)(const float *x, int64_t count, ck_act *out, int64_t stride) {
     for (int64_t b = 0; b < count; b++)
         CK(quantise_block)(x + b * CK_BLOCK, out + b * stride);
 }

@@ -49,23 +49,20 @@ static_assert(sizeof(ck_block_iq2_xxs) == 66, "GGUF layout");
 extern const uint64_t ck_iq2_xxs_grid[256];
 extern const int8_t ck_mxfp4_values[16];
 
-static inline float ck_f32_of_bits(uint32_t bits)
-{
+static inline float ck_f32_of_bits(uint32_t bits) {
     float f;
     memcpy(&f, &bits, sizeof f);
     return f;
 }
 
-static inline uint32_t ck_bits_of_f32(float f)
-{
+static inline uint32_t ck_bits_of_f32(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
     return bits;
 }
 
 /* IEEE half to single, exact; NaN stays NaN. */
-static inline float ck_f32_of_f16(uint16_t h)
-{
+static inline float ck_f32_of_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
     if (magnitude >= 0x7c00)
         return ck_f32_of_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
@@ -74,31 +71,26 @@ static inline float ck_f32_of_f16(uint16_t h)
     return ck_f32_of_bits(sign | ck_bits_of_f32(scaled));
 }
 
-static inline float ck_f32_of_bf16(uint16_t h)
-{
+static inline float ck_f32_of_bf16(uint16_t h) {
     return ck_f32_of_bits((uint32_t)h << 16);
 }
 
 /* 2^(e−128): half the e8m0 value, as ck_mxfp4_values are doubled. */
-static inline float ck_mxfp4_scale(uint8_t e)
-{
+static inline float ck_mxfp4_scale(uint8_t e) {
     return ck_f32_of_bits(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
 }
 
 /* The six-bit scales and mins of Q4_K and Q5_K. */
-static inline uint8_t ck_k4_scale(const uint8_t packed[12], int64_t sub)
-{
+static inline uint8_t ck_k4_scale(const uint8_t packed[12], int64_t sub) {
     return sub < 4 ? packed[sub] & 63 : (packed[sub + 4] & 15) | (packed[sub - 4] >> 6) << 4;
 }
 
-static inline uint8_t ck_k4_min(const uint8_t packed[12], int64_t sub)
-{
+static inline uint8_t ck_k4_min(const uint8_t packed[12], int64_t sub) {
     return sub < 4 ? packed[sub + 4] & 63 : packed[sub + 4] >> 4 | (packed[sub] >> 6) << 4;
 }
 
 /* All seven sign bits of IQ2_XXS plus the eighth, which makes their number even. */
-static inline uint8_t ck_iq2_xxs_signs(uint32_t index)
-{
+static inline uint8_t ck_iq2_xxs_signs(uint32_t index) {
     return (uint8_t)(index | (uint32_t)__builtin_parity(index) << 7);
 }
 

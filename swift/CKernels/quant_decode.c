@@ -1,8 +1,7 @@
 /* quant_decode.c — rows of weights to f32; agrees with the `gguf` package bit for bit. */
 #include "quant_blocks.h"
 
-static void decode_blocks(int32_t type, const void *row, float *out, int64_t n)
-{
+static void decode_blocks(int32_t type, const void *row, float *out, int64_t n) {
     for (int64_t b = 0; b < n / CK_BLOCK; b++) {
         ck_unpacked u;
         quant_unpack(type, row, b, &u);
@@ -11,8 +10,7 @@ static void decode_blocks(int32_t type, const void *row, float *out, int64_t n)
     }
 }
 
-void quant_decode_row(int32_t type, const void *source, float *out, int64_t n)
-{
+void quant_decode_row(int32_t type, const void *source, float *out, int64_t n) {
     uint16_t h;
     switch (type) {
     case CK_F32:

@@ -15,35 +15,29 @@ static const struct {
     [CK_IQ2_XXS] = {0, 66, 1, 0},
 };
 
-static bool known(int32_t type)
-{
+static bool known(int32_t type) {
     return type >= 0 && type < (int32_t)(sizeof shapes / sizeof *shapes) && shapes[type].bytes != 0;
 }
 
-bool ck_type_supported(int32_t type)
-{
+bool ck_type_supported(int32_t type) {
     return known(type) && type != CK_I32;
 }
 
-int64_t ck_type_block_size(int32_t type)
-{
+int64_t ck_type_block_size(int32_t type) {
     if (!known(type))
         return 0;
     return shapes[type].size ? shapes[type].size : CK_SUPER;
 }
 
-int64_t ck_type_block_bytes(int32_t type)
-{
+int64_t ck_type_block_bytes(int32_t type) {
     return known(type) ? shapes[type].bytes : 0;
 }
 
-int quant_scale_groups(int32_t type)
-{
+int quant_scale_groups(int32_t type) {
     return shapes[type].scales;
 }
 
-int quant_min_groups(int32_t type)
-{
+int quant_min_groups(int32_t type) {
     return shapes[type].mins;
 }
 

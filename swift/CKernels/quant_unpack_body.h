@@ -1,18 +1,15 @@
 /* quant_unpack_body.h — see quant_unpack.c. Loops of 32 that the compiler turns into vectors. */
 
-static void CK(repeat)(float pair[2], float value)
-{
+static void CK(repeat)(float pair[2], float value) {
     pair[0] = pair[1] = value;
 }
 
-static void CK(row_q8_0)(const ck_block_q8_0 *b, ck_unpacked *out)
-{
+static void CK(row_q8_0)(const ck_block_q8_0 *b, ck_unpacked *out) {
     memcpy(out->q, b->q, CK_BLOCK);
     CK(repeat)(out->scale, ck_f32_of_f16(b->d));
 }
 
-static void CK(row_q4_0)(const ck_block_q4_0 *b, ck_unpacked *out)
-{
+static void CK(row_q4_0)(const ck_block_q4_0 *b, ck_unpacked *out) {
     for (int i = 0; i < 16; i++) {
         out->q[i] = (int8_t)((b->q[i] & 15) - 8);
         out->q[i + 16] = (int8_t)((b->q[i] >> 4) - 8);
@@ -20,8 +17,7 @@ static void CK(row_q4_0)(const ck_block_q4_0 *b, ck_unpacked *out)
     CK(repeat)(out->scale, ck_f32_of_f16(b->d));
 }
 
-static void CK(row_mxfp4)(const ck_block_mxfp4 *b, ck_unpacked *out)
-{
+static void CK(row_mxfp4)(const ck_block_mxfp4 *b, ck_unpacked *out) {
     for (int i = 0; i < 16; i++) {
         out->q[i] = ck_mxfp4_values[b->q[i] & 15];
         out->q[i + 16] = ck_mxfp4_values[b->q[i] >> 4];
@@ -29,8 +25,7 @@ static void CK(row_mxfp4)(const ck_block_mxfp4 *b, ck_unpacked *out)
     CK(repeat)(out->scale, ck_mxfp4_scale(b->e));
 }
 
-static void CK(row_q2_k)(const ck_block_q2_k *b, int64_t sub, ck_unpacked *out)
-{
+static void CK(row_q2_k)(const ck_block_q2_k *b, int64_t sub, ck_unpacked *out) {
     const uint8_t *q = b->q + 32 * (sub / 4);
     float dmin = ck_f32_of_f16(b->dmin);
     for (int i = 0; i < CK_BLOCK; i++)
@@ -40,8 +35,7 @@ static void CK(row_q2_k)(const ck_block_q2_k *b, int64_t sub, ck_unpacked *out)
         out->min[g] = dmin * (float)(b->scales[2 * sub + g] >> 4);
 }
 
-static void CK(row_q3_k)(const ck_block_q3_k *b, int64_t sub, ck_unpacked *out)
-{
+static void CK(row_q3_k)(const ck_block_q3_k *b, int64_t sub, ck_unpacked *out) {
     const uint8_t *q = b->q + 32 * (sub / 4);
     for (int i = 0; i < CK_BLOCK; i++)
         out->q[i] = (int8_t)((q[i] >> 2 * (sub % 4) & 3) - ((b->high[i] >> sub & 1) ? 0 : 4));
@@ -54,8 +48,7 @@ static void CK(row_q3_k)(const ck_block_q3_k *b, int64_t sub, ck_unpacked *out)
     }
 }
 
-static void CK(row_q4_k)(const ck_block_q4_k *b, int64_t sub, ck_unpacked *out)
-{
+static void CK(row_q4_k)(const ck_block_q4_k *b, int64_t sub, ck_unpacked *out) {
     const uint8_t *q = b->q + 32 * (sub / 2);
     for (int i = 0; i < CK_BLOCK; i++)
         out->q[i] = (int8_t)(sub % 2 ? q[i] >> 4 : q[i] & 15);
@@ -63,8 +56,7 @@ static void CK(row_q4_k)(const ck_block_q4_k *b, int64_t sub, ck_unpacked *out)
     CK(repeat)(out->min, ck_f32_of_f16(b->dmin) * (float)ck_k4_min(b->scales, sub));
 }
 
-static void CK(row_q5_k)(const ck_block_q5_k *b, int64_t sub, ck_unpacked *out)
-{
+static void CK(row_q5_k)(const ck_block_q5_k *b, int64_t sub, ck_unpacked *out) {
     const uint8_t *q = b->q + 32 * (sub / 2);
     for (int i = 0; i < CK_BLOCK; i++)
         out->q[i] = (int8_t)((sub % 2 ? q[i] >> 4 : q[i] & 15) | (b->high[i] >> sub & 1) << 4);
@@ -72,8 +64,7 @@ static void CK(row_q5_k)(const ck_block_q5_k *b, int64_t sub, ck_unpacked *out)
     CK(repeat)(out->min, ck_f32_of_f16(b->dmin) * (float)ck_k4_min(b->scales, sub));
 }
 
-static void CK(row_q6_k)(const ck_block_q6_k *b, int64_t sub, ck_unpacked *out)
-{
+static void CK(row_q6_k)(const ck_block_q6_k *b, int64_t sub, ck_unpacked *out) {
     int64_t half = sub / 4, s = sub % 4;
     const uint8_t *low = b->low + 64 * half + 32 * (s & 1), *high = b->high + 32 * half;
     for (int i = 0; i < CK_BLOCK; i++) {
@@ -84,8 +75,7 @@ static void CK(row_q6_k)(const ck_block_q6_k *b, int64_t sub, ck_unpacked *out)
         out->scale[g] = ck_f32_of_f16(b->d) * (float)b->scales[2 * sub + g];
 }
 
-static void CK(row_iq2_xxs)(const ck_block_iq2_xxs *b, int64_t sub, ck_unpacked *out)
-{
+static void CK(row_iq2_xxs)(const ck_block_iq2_xxs *b, int64_t sub, ck_unpacked *out) {
     const uint64_t each = 0x0101010101010101;
     uint32_t packed = b->sub[sub].signs_scale;
     for (int e = 0; e < 4; e++) {
@@ -98,8 +88,7 @@ static void CK(row_iq2_xxs)(const ck_block_iq2_xxs *b, int64_t sub, ck_unpacked 
     CK(repeat)(out->scale, ck_f32_of_f16(b->d) * (float)(2 * (packed >> 28) + 1) * 0.125f);
 }
 
-static void CK(unpack)(int32_t type, const void *row, int64_t block, ck_unpacked *out)
-{
+static void CK(unpack)(int32_t type, const void *row, int64_t block, ck_unpacked *out) {
     int64_t super = block / 8, sub = block % 8;
     out->min[0] = out->min[1] = 0;
     switch (type) {

@@ -53,8 +53,7 @@ struct ck_pool {
     scratch_block *own; /* [threads] */
 };
 
-static void pause_briefly(void)
-{
+static void pause_briefly(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -62,21 +61,18 @@ static void pause_briefly(void)
 #endif
 }
 
-static int64_t now_ns(void)
-{
+static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static uint32_t generation_of(uint64_t state)
-{
+static uint32_t generation_of(uint64_t state) {
     return (uint32_t)(state >> 32);
 }
 
 /* Takes and runs tasks until none is left. */
-static void work(ck_pool *pool, int thread)
-{
+static void work(ck_pool *pool, int thread) {
     uint64_t state = atomic_load_explicit(&pool->state, memory_order_acquire);
     while ((uint32_t)state != 0) {
         if (!atomic_compare_exchange_weak_explicit(&pool->state, &state, state - 1,
@@ -94,8 +90,7 @@ static void work(ck_pool *pool, int thread)
 }
 
 /* Returns when a job newer than `seen` was published or the pool stops. */
-static void await_job(ck_pool *pool, uint32_t seen)
-{
+static void await_job(ck_pool *pool, uint32_t seen) {
     for (int64_t end = now_ns() + SPIN_NS; now_ns() < end;)
         for (int i = 0; i < PAUSES_PER_CLOCK_READ; i++) {
             if (generation_of(atomic_load_explicit(&pool->state, memory_order_relaxed)) != seen ||
@@ -111,8 +106,7 @@ static void await_job(ck_pool *pool, uint32_t seen)
     pthread_mutex_unlock(&pool->lock);
 }
 
-static void *worker_main(void *argument)
-{
+static void *worker_main(void *argument) {
     worker *self = argument;
     ck_pool *pool = self->pool;
     uint32_t seen = 0;
@@ -125,8 +119,7 @@ static void *worker_main(void *argument)
     }
 }
 
-static void await_completion(ck_pool *pool)
-{
+static void await_completion(ck_pool *pool) {
     for (int64_t end = now_ns() + SPIN_NS; now_ns() < end;)
         for (int i = 0; i < PAUSES_PER_CLOCK_READ; i++) {
             if (atomic_load_explicit(&pool->finished, memory_order_acquire) == pool->tasks)
@@ -141,8 +134,7 @@ static void await_completion(ck_pool *pool)
     pthread_mutex_unlock(&pool->lock);
 }
 
-static void run_some(ck_pool *pool, uint32_t tasks, ck_task run, void *context)
-{
+static void run_some(ck_pool *pool, uint32_t tasks, ck_task run, void *context) {
     pool->run = run;
     pool->context = context;
     pool->tasks = tasks;
@@ -158,8 +150,7 @@ static void run_some(ck_pool *pool, uint32_t tasks, ck_task run, void *context)
     await_completion(pool);
 }
 
-void ck_pool_run(ck_pool *pool, int64_t tasks, ck_task run, void *context)
-{
+void ck_pool_run(ck_pool *pool, int64_t tasks, ck_task run, void *context) {
     if (pool->threads == 1 || tasks <= 1) {
         for (int64_t i = 0; i < tasks; i++)
             run(context, i, 0);
@@ -168,8 +159,7 @@ void ck_pool_run(ck_pool *pool, int64_t tasks, ck_task run, void *context)
     run_some(pool, (uint32_t)tasks, run, context);
 }
 
-ck_pool *ck_pool_create(int threads)
-{
+ck_pool *ck_pool_create(int threads) {
     ck_pool *pool;
     if (threads < 1)
         threads = 1;
@@ -196,8 +186,7 @@ ck_pool *ck_pool_create(int threads)
     return pool;
 }
 
-void ck_pool_destroy(ck_pool *pool)
-{
+void ck_pool_destroy(ck_pool *pool) {
     if (!pool)
         return;
     pthread_mutex_lock(&pool->lock);
@@ -216,13 +205,11 @@ void ck_pool_destroy(ck_pool *pool)
     free(pool);
 }
 
-int ck_pool_threads(const ck_pool *pool)
-{
+int ck_pool_threads(const ck_pool *pool) {
     return pool->threads;
 }
 
-static void *scratch(scratch_block *block, size_t bytes)
-{
+static void *scratch(scratch_block *block, size_t bytes) {
     if (bytes <= block->bytes)
         return block->memory;
     free(block->memory);
@@ -235,18 +222,15 @@ static void *scratch(scratch_block *block, size_t bytes)
     return block->memory;
 }
 
-void *ck_pool_scratch(ck_pool *pool, enum ck_scratch purpose, size_t bytes)
-{
+void *ck_pool_scratch(ck_pool *pool, enum ck_scratch purpose, size_t bytes) {
     return scratch(&pool->shared[purpose], bytes);
 }
 
-void *ck_pool_thread_scratch(ck_pool *pool, int thread, size_t bytes)
-{
+void *ck_pool_thread_scratch(ck_pool *pool, int thread, size_t bytes) {
     return scratch(&pool->own[thread], bytes);
 }
 
-void ck_pool_trim(ck_pool *pool)
-{
+void ck_pool_trim(ck_pool *pool) {
     for (int i = 0; i < CK_SCRATCH_COUNT; i++) {
         free(pool->shared[i].memory);
         pool->shared[i] = (scratch_block){0};

@@ -11,31 +11,26 @@
 
 static uint64_t state = 1;
 
-static uint32_t random_bits(void)
-{
+static uint32_t random_bits(void) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return (uint32_t)(state >> 33);
 }
 
 /* Uniform in [-1, 1), exact. */
-static float random_float(void)
-{
+static float random_float(void) {
     return (float)((int32_t)(random_bits() & 0xffff) - 0x8000) / 0x8000;
 }
 
-static uint16_t random_half(void)
-{
+static uint16_t random_half(void) {
     return (uint16_t)(random_bits() & 0x83ff) | (uint16_t)(8 + random_bits() % 8) << 10;
 }
 
-static void put(uint8_t *at, uint16_t half)
-{
+static void put(uint8_t *at, uint16_t half) {
     memcpy(at, &half, sizeof half);
 }
 
 /* Random blocks with finite scales of about 0.01. */
-static uint8_t *random_weights(int32_t type, int64_t rows, int64_t cols)
-{
+static uint8_t *random_weights(int32_t type, int64_t rows, int64_t cols) {
     size_t block_bytes = (size_t)ck_type_block_bytes(type);
     int64_t blocks = rows * cols / ck_type_block_size(type);
     uint8_t *data = malloc((size_t)blocks * block_bytes);
@@ -62,30 +57,26 @@ static uint8_t *random_weights(int32_t type, int64_t rows, int64_t cols)
     return data;
 }
 
-static uint32_t hash(const float *values, int64_t count)
-{
+static uint32_t hash(const float *values, int64_t count) {
     uint32_t h = 2166136261u;
     for (int64_t i = 0; i < count * 4; i++)
         h = (h ^ ((const uint8_t *)values)[i]) * 16777619u;
     return h;
 }
 
-static ck_matrix matrix(int32_t type, int64_t rows, int64_t cols, int64_t count)
-{
+static ck_matrix matrix(int32_t type, int64_t rows, int64_t cols, int64_t count) {
     size_t row_bytes = (size_t)(cols / ck_type_block_size(type) * ck_type_block_bytes(type));
     return (ck_matrix){random_weights(type, rows * count, cols), type, rows, cols, row_bytes};
 }
 
-static float *random_floats(int64_t count)
-{
+static float *random_floats(int64_t count) {
     float *x = malloc((size_t)count * sizeof *x);
     for (int64_t i = 0; i < count; i++)
         x[i] = random_float();
     return x;
 }
 
-int main(void)
-{
+int main(void) {
     static const int32_t types[] = {CK_F32,  CK_F16,  CK_BF16, CK_Q8_0, CK_Q4_0, CK_MXFP4,
                                     CK_Q2_K, CK_Q3_K, CK_Q4_K, CK_Q5_K, CK_Q6_K, CK_IQ2_XXS};
     enum { ROWS = 35, COLS = 512, TOKENS = 9, EXPERTS = 4, USED = 2, DIM = 256 };
