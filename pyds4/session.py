@@ -108,7 +108,7 @@ class Session:
             raise ContextFullError(
                 f"{ids.size} tokens do not fit the session's context of {self.context_size}"
             )
-        kept = self.rewind(ids)
+        kept = self.rewind(ids, whole=True)
         at = kept
         progress(at, ids.size)
         while at < ids.size:
@@ -131,18 +131,20 @@ class Session:
         ids = token_array([token], self.engine.config.vocab_size)
         check(lib.pyds4_session_decode(handle, int(ids[0])))
 
-    def rewind(self, tokens: Tokens) -> int:
+    def rewind(self, tokens: Tokens, *, whole: bool = False) -> int:
         """Go back to the longest prefix of ``tokens`` it can go on from, and return its length.
 
-        At most ``len(tokens) - 1``, so that something is left to evaluate. Nothing is evaluated:
-        a session can go on from where it is, from the ends of earlier prompts and from some
-        boundaries between.
+        At most ``len(tokens) - 1``, so that something is left to evaluate; with ``whole`` all of
+        them where the logits behind them are known. Nothing is evaluated: a session can go on from
+        where it is, from the ends of earlier prompts and from some boundaries between, and from
+        those of other sessions when the engine keeps prefixes.
         """
         handle = self.handle
         ids = token_array(tokens, self.engine.config.vocab_size)
         kept = ffi.new("size_t *")
         pointer = ffi.cast("const int32_t *", ids.ctypes.data)
-        check(lib.pyds4_session_rewind(handle, pointer, ids.size, kept))
+        call = lib.pyds4_session_recall if whole else lib.pyds4_session_rewind
+        check(call(handle, pointer, ids.size, kept))
         return int(kept[0])
 
     @property

@@ -23,13 +23,13 @@ extension Session {
     /// Goes back, or ahead, to the longest prefix of `prompt` that it can go on from: its own, another
     /// session's, or one on disk. Nothing is evaluated.
     ///
-    /// - Returns: Its length, short of all of `prompt`.
-    public func rewind(_ prompt: [Int32]) throws -> Int { try resume(prompt, mayEnd: false) }
+    /// - Parameter mayEnd: All of `prompt` may be kept, where the logits behind it are known.
+    /// - Returns: Its length; without `mayEnd` short of all of `prompt`.
+    public func rewind(_ prompt: [Int32], mayEnd: Bool = false) throws -> Int { try resume(prompt, mayEnd: mayEnd) }
 
     /// What the last `rewind` or `prefill` found.
     public var lastResume: Resume { engine.lock.withLock { resumed } }
 
-    /// - Parameter mayEnd: All of `prompt` may be reused where the logits behind it are known.
     func resume(_ prompt: [Int32], mayEnd: Bool) throws -> Int {
         let prefixes = engine.prefixes, limit = max(prompt.count - 1, 0)
         let chain = prefixes.isEnabled ? KeyChain(identity: prefixes.identity, tokens: prompt) : nil
@@ -52,10 +52,12 @@ extension Session {
                 (found.reused, found.source, target) = (best.position, .memory, best)
             }
             // Reading must gain more than it costs.
-            if let disk = prefixes.onDisk, found.reused + Prefixes.fewestTokens <= limit {
-                let known = disk.store.find(prompt, chain, limit: limit).known
+            let end = mayEnd ? prompt.count : -1
+            if let disk = prefixes.onDisk, found.reused + Prefixes.fewestTokens <= max(limit, end) {
+                let known = disk.store.find(prompt, chain, limit: limit, end: end).known
                 if known > found.known { (found.known, found.expected) = (min(known, prompt.count), -1) }
-                if let read = try loadFromDisk(disk, prompt, chain, from: found.reused + Prefixes.fewestTokens, limit: limit) {
+                if let read = try loadFromDisk(disk, prompt, chain, from: found.reused + Prefixes.fewestTokens, limit: limit,
+                                                end: end) {
                     (found.reused, found.source, target) = (read.checkpoint.position, .disk, read.checkpoint)
                     found.byteCount = read.byteCount
                     prefixes.insert(read.checkpoint)
@@ -74,14 +76,14 @@ extension Session {
         return found.reused
     }
 
-    private func loadFromDisk(_ disk: DiskPrefixes, _ prompt: [Int32], _ chain: KeyChain, from: Int, limit: Int)
-        throws -> (checkpoint: Checkpoint, byteCount: Int)? {
+    private func loadFromDisk(_ disk: DiskPrefixes, _ prompt: [Int32], _ chain: KeyChain, from: Int, limit: Int,
+                              end: Int) throws -> (checkpoint: Checkpoint, byteCount: Int)? {
         do {
-            let read = try disk.load(prompt, chain, from: from, limit: limit) { try engine.model.emptyCache() }
+            let read = try disk.load(prompt, chain, from: from, limit: limit, end: end) { try engine.model.emptyCache() }
             return read.map { read in
                 var own = chain
                 own.truncate(toTokens: read.position)
-                let checkpoint = Checkpoint(tokens: Array(prompt[..<read.position]), cache: read.cache, logits: [],
+                let checkpoint = Checkpoint(tokens: Array(prompt[..<read.position]), cache: read.cache, logits: read.logits,
                                             chain: own, isAnchor: false)
                 checkpoint.savedPosition = read.position
                 return (checkpoint, read.byteCount)

@@ -203,7 +203,7 @@ final class DiskPrefixes: @unchecked Sendable {  // constants and things that gu
     func save(_ checkpoint: Checkpoint) {
         let store = store
         let old = queue.add {
-            _ = store.save(checkpoint.tokens, checkpoint.chain, isAnchor: checkpoint.isAnchor, CacheSource(cache: checkpoint.cache))
+            _ = store.save(checkpoint.tokens, checkpoint.chain, isAnchor: checkpoint.isAnchor, CacheSource(cache: checkpoint.cache, logits: checkpoint.logits))
         }
         given.withLock { givenUp += old }
     }
@@ -212,14 +212,14 @@ final class DiskPrefixes: @unchecked Sendable {  // constants and things that gu
     func close() { queue.close() }
 
     /// Reads the longest stored prefix of a prompt that is at least `from` tokens long.
-    func load(_ prompt: [Int32], _ chain: KeyChain, from: Int, limit: Int, into empty: () throws -> KVCache)
-        throws -> (cache: KVCache, position: Int, byteCount: Int)? {
+    func load(_ prompt: [Int32], _ chain: KeyChain, from: Int, limit: Int, end: Int, into empty: () throws -> KVCache)
+        throws -> (cache: KVCache, logits: [Float], position: Int, byteCount: Int)? {
         // A file that turns out damaged or gone is out of the index; then the next best is tried.
         for _ in 0..<64 {
-            guard let match = store.find(prompt, chain, limit: limit).match, match.position >= from else { break }
+            guard let match = store.find(prompt, chain, limit: limit, end: end).match, match.position >= from else { break }
             var sink = CacheSink(cache: try empty())
             if try store.load(match, into: &sink), sink.isWhole {
-                return (sink.cache, match.position, match.byteCount)
+                return (sink.cache, sink.logits, match.position, match.byteCount)
             }
         }
         store.countMiss()
@@ -227,25 +227,37 @@ final class DiskPrefixes: @unchecked Sendable {  // constants and things that gu
     }
 }
 
+/// A checkpoint's payloads. A state is the number of its logits (u32), the logits, and the cache's state.
 private struct CacheSource: PayloadSource {
     let cache: KVCache
+    let logits: [Float]
 
     func writeBlocks(first: Int, count: Int, to out: UnsafeMutableRawPointer, stride: Int) {
         cache.readBlocks(first: first, count: count, into: out, stride: stride)
     }
-    var stateByteCount: Int { cache.stateByteCount }
-    func writeState(to out: UnsafeMutableRawBufferPointer) { cache.readState(into: out.baseAddress!) }
+    var answersEnd: Bool { !logits.isEmpty }
+    var stateByteCount: Int { 4 + logits.count * 4 + cache.stateByteCount }
+    func writeState(to out: UnsafeMutableRawBufferPointer) {
+        out.storeBytes(of: UInt32(logits.count).littleEndian, as: UInt32.self)
+        logits.withUnsafeBytes { UnsafeMutableRawBufferPointer(rebasing: out[4...]).copyMemory(from: $0) }
+        cache.readState(into: out.baseAddress! + 4 + logits.count * 4)
+    }
 }
 
 private struct CacheSink: PayloadSink {
     var cache: KVCache
+    var logits: [Float] = []
     var isWhole = false
 
     mutating func takeBlocks(first: Int, count: Int, _ bytes: UnsafeRawPointer, stride: Int) throws {
         try cache.appendBlocks(count: count, from: bytes, stride: stride)
     }
     mutating func takeState(_ bytes: UnsafeRawBufferPointer, position: Int) throws {
-        isWhole = try cache.restoreState(bytes, position: position)
+        guard bytes.count >= 4 else { return }
+        let start = 4 + 4 * Int(UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)))
+        guard start <= bytes.count else { return }
+        logits = stride(from: 4, to: start, by: 4).map { bytes.loadUnaligned(fromByteOffset: $0, as: Float.self) }
+        isWhole = try cache.restoreState(UnsafeRawBufferPointer(rebasing: bytes[start...]), position: position)
     }
 }
 

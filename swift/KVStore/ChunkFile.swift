@@ -13,7 +13,7 @@
 ///            16  identity 20 bytes: model, formats, layout
 ///            36  key      20 bytes: of the last block, of the state
 ///            56  parent   20 bytes: the key before the first token here
-///            76  flags    u32, 1: anchor
+///            76  flags    u32, 1: anchor, 2: the state can answer for its very end
 ///            80  start    u64, tokens before the first one here
 ///            88  tokens   u64
 ///            96  payload  u64, bytes of one block's, or of the state's
@@ -27,7 +27,7 @@ struct ChunkHeader: Equatable {
     static let magic = Array("pyds4kv\n".utf8)
     static let version: UInt32 = 1
     static let byteCount = 112
-    static let anchorFlag: UInt32 = 1
+    static let anchorFlag: UInt32 = 1, endFlag: UInt32 = 2
     static let checksumByteCount = 8
     /// More would be a damaged header.
     static let mostTokens = 1 << 24

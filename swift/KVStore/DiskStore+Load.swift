@@ -17,13 +17,13 @@ extension DiskStore {
         }
     }
 
-    /// The longest stored prefix of `prompt`, at most `limit` tokens, and how many of the prompt's
-    /// tokens some stored timeline shares.
-    public func find(_ prompt: [Int32], _ chain: KeyChain, limit: Int) -> (match: Match?, known: Int) {
+    /// The longest stored prefix of `prompt`, at most `limit` tokens (or `end`, where nothing would be
+    /// left to evaluate), and how many of the prompt's tokens some stored timeline shares.
+    public func find(_ prompt: [Int32], _ chain: KeyChain, limit: Int, end: Int = -1) -> (match: Match?, known: Int) {
         lock.withLock {
             refresh()
             let known = index.knownBlocks(chain) * KeyChain.blockTokens
-            guard let state = index.furthestState(prompt, chain, limit: limit) else { return (nil, known) }
+            guard let state = index.furthestState(prompt, chain, limit: limit, end: end) else { return (nil, known) }
             var runs: [(file: StoredFile, blocks: Range<Int>)] = []
             for key in chain.keys.prefix(state.header.start / KeyChain.blockTokens) {
                 let (file, block) = index.block(key)!

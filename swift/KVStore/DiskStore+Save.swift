@@ -3,6 +3,8 @@ public protocol PayloadSource {
     /// Writes the payloads of `count` blocks from number `first` on; block i's at `out + i · stride`.
     func writeBlocks(first: Int, count: Int, to out: UnsafeMutableRawPointer, stride: Int)
     var stateByteCount: Int { get }
+    /// Whether the state can answer a prompt that ends there.
+    var answersEnd: Bool { get }
     func writeState(to out: UnsafeMutableRawBufferPointer)
 }
 
@@ -40,6 +42,7 @@ extension DiskStore {
                                 start: full * KeyChain.blockTokens, tokenCount: tail.count,
                                 payloadByteCount: source.stateByteCount)
         if isAnchor { state.flags |= ChunkHeader.anchorFlag }
+        if source.answersEnd { state.flags |= ChunkHeader.endFlag }
         state.madeSeconds = UInt64(max(0, Files.nowNanoseconds() / 1_000_000_000))
         let needed = (full - known) * (blockByteCount + 8 + 4 * KeyChain.blockTokens) + state.fileByteCount + 4096
         guard admits(needed) else { return .overBudget }

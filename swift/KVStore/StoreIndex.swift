@@ -18,6 +18,8 @@ final class StoredFile {
     var isState: Bool { header.kind == .state }
     var isAnchor: Bool { header.flags & ChunkHeader.anchorFlag != 0 }
     var byteCount: Int { header.fileByteCount }
+    /// Whether a prompt that ends here needs no evaluation at all.
+    var answersEnd: Bool { header.flags & ChunkHeader.endFlag != 0 }
     /// Position of a state, or behind the last block.
     var end: Int { header.start + header.tokenCount }
 }
@@ -69,12 +71,12 @@ struct StoreIndex {
     /// How many blocks of a timeline are here, from its start without a gap.
     func knownBlocks(_ chain: KeyChain) -> Int { chain.keys.firstIndex { blocks[$0] == nil } ?? chain.keys.count }
 
-    /// The furthest state from which `prompt` can go on, at most at `limit`.
-    func furthestState(_ prompt: [Int32], _ chain: KeyChain, limit: Int) -> StoredFile? {
+    /// The furthest state from which `prompt` can go on, at most at `limit`, or at `end` if it answers that.
+    func furthestState(_ prompt: [Int32], _ chain: KeyChain, limit: Int, end: Int) -> StoredFile? {
         for known in stride(from: knownBlocks(chain), through: 0, by: -1) {
             let start = known * KeyChain.blockTokens
             let best = states(behind: chain[known]).filter { state in
-                state.end > 0 && state.end <= limit && prompt[start...].starts(with: state.tail)
+                state.end > 0 && (state.end <= limit || (state.end == end && state.answersEnd)) && prompt[start...].starts(with: state.tail)
             }.max { $0.end < $1.end }
             if let best { return best }
         }

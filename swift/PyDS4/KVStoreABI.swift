@@ -32,6 +32,15 @@ public func pyds4_engine_identity(_ handle: OpaquePointer!, _ out: UnsafeMutable
 public func pyds4_session_save(_ handle: OpaquePointer!) -> pyds4_status { reporting { try session(handle).save() } }
 
 @c @implementation
+public func pyds4_session_recall(_ handle: OpaquePointer!, _ prompt: UnsafePointer<Int32>!, _ n_tokens: Int,
+                                 _ kept: UnsafeMutablePointer<Int>!) -> pyds4_status {
+    reporting {
+        let ids = n_tokens > 0 ? Array(UnsafeBufferPointer(start: try required(prompt, "tokens"), count: n_tokens)) : []
+        try required(kept, "kept").pointee = try session(handle).rewind(ids, mayEnd: true)
+    }
+}
+
+@c @implementation
 public func pyds4_session_resume(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<pyds4_resume>!) -> pyds4_status {
     reporting {
         let r = try session(handle).lastResume

@@ -147,6 +147,9 @@ pyds4_status pyds4_session_logits(const pyds4_session *session, float *logits, s
  * something is left to evaluate; `*kept` receives its length. Nothing is evaluated. */
 pyds4_status pyds4_session_rewind(pyds4_session *session, const int32_t *tokens, size_t n_tokens,
                                   size_t *kept);
+/* The same, but keeps all n_tokens where the logits behind them are known: then nothing is left to do. */
+pyds4_status pyds4_session_recall(pyds4_session *session, const int32_t *tokens, size_t n_tokens,
+                                  size_t *kept);
 /* Brings the session to the end of `tokens`; `*reused` receives how many of them were not evaluated
  * again. PYDS4_CONTEXT_FULL and PYDS4_TOKEN_OUT_OF_RANGE leave it unchanged, PYDS4_CANCELLED at the
  * end of the last finished chunk. */
