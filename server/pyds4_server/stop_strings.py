@@ -8,8 +8,8 @@ from collections.abc import Sequence
 class StopStrings:
     """Passes text on, except what may be the beginning of a stop string.
 
-    The earliest match ends the text; of two that begin at the same place the longer one wins only
-    if it is complete first.
+    The match that is complete first ends the text, of several the one that begins first; so the
+    result does not depend on how the text was cut.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ class StopStrings:
         held = self._held + text
         found = [(at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            at, self.matched = min(found, key=lambda match: match[0])
+            at, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             self._held = ""
             return held[:at]
         keep = max(self._partial(held, stop) for stop in self._stops)
