@@ -108,7 +108,7 @@ class Session:
             raise ContextFullError(
                 f"{ids.size} tokens do not fit the session's context of {self.context_size}"
             )
-        kept = self.rewind(ids, whole=True)
+        kept = self.rewind(ids)
         at = kept
         progress(at, ids.size)
         while at < ids.size:
