@@ -148,6 +148,7 @@ public struct Configuration: Sendable {
             try require(ratio >= 0 && ratio != 1 && ratio <= 1 << 16, "attention.compress_ratios",
                         "0 or a ratio from 2 on", ratio)
         }
+        try checkNumbers(require)
         try require(hashLayerCount <= layerCount, "hash_layer_count", "at most \(layerCount)", hashLayerCount)
         for (key, clamps) in [("swiglu_clamp_exp", expertClamps), ("swiglu_clamp_shexp", sharedExpertClamps)] {
             try require(clamps.count == layerCount, key, "one clamp for each of \(layerCount) layers", clamps.count)
@@ -162,6 +163,27 @@ public struct Configuration: Sendable {
         try require(heads == 1, "attention.head_count_kv", "1 (keys and values are one shared row)", heads)
         let values = try file.uint("deepseek4.attention.value_length", default: headDim)
         try require(values == headDim, "attention.value_length", "the key length, \(headDim)", values)
+    }
+
+    /// Floating-point values that would make every logit a NaN.
+    private func checkNumbers(_ require: (Bool, String, String, String) throws -> Void) throws {
+        for (key, base) in [("rope.freq_base", ropeBase), ("attention.compress_rope_freq_base", compressedRopeBase)] {
+            try require(base > 1 && base.isFinite, key, "a number of more than 1", "\(base)")
+        }
+        for (key, epsilon) in [("attention.layer_norm_rms_epsilon", normEpsilon),
+                               ("hyper_connection.epsilon", hyperConnectionEpsilon)] {
+            try require((0...1).contains(epsilon), key, "a number from 0 to 1", "\(epsilon)")
+        }
+        try require(routeScale.isFinite, "expert_weights_scale", "a number", "\(routeScale)")
+        for (key, clamps) in [("swiglu_clamp_exp", expertClamps), ("swiglu_clamp_shexp", sharedExpertClamps)] {
+            try require(!clamps.contains { $0.isNaN }, key, "a number for each layer", "\(clamps)")
+        }
+        guard let yarn else { return }
+        try require((1...(1 << 30)).contains(yarn.originalContext), "rope.scaling.original_context_length",
+                    "a number from 1 to \(1 << 30)", "\(yarn.originalContext)")
+        for (key, value) in [("factor", yarn.factor), ("yarn_beta_fast", yarn.betaFast), ("yarn_beta_slow", yarn.betaSlow)] {
+            try require(value > 0 && value.isFinite, "rope.scaling." + key, "a number of more than 0", "\(value)")
+        }
     }
 }
 
