@@ -41,6 +41,9 @@ TINY = dimensions("tiny")
 SMOOTH = dimensions("tiny", hash_layers=4, index_top_k=1024)
 """No discrete choice depends on activations, so rounding errors stay small and continuous."""
 
+SMALL = dimensions("tiny", hidden=64, inter=64, q_lora=64, o_lora=64, index_heads=2)
+"""Of every kind one, and quick to write."""
+
 QUANTISED = frozenset({Type.Q8_0, Type.Q4_0, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,
                        Type.IQ2_XXS, Type.MXFP4})  # fmt: skip
 
@@ -113,10 +116,10 @@ def altered(
     drop: Sequence[str] = (),
     replace: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Path:
-    """The tiny model with entries changed (None removes one), tensors dropped or replaced."""
-    made = metadata(TINY, "altered", 0) | dict(entries or {})
+    """The small model with entries changed (None removes one), tensors dropped or replaced."""
+    made = metadata(SMALL, "altered", 0) | dict(entries or {})
     kept = {key: value for key, value in made.items() if value is not None and key not in drop}
-    tensors = [replace(t) for t in synthetic_tensors(TINY, F32) if t.name not in drop]
+    tensors = [replace(t) for t in synthetic_tensors(SMALL, F32) if t.name not in drop]
     path = folder() / f"{name}.gguf"
     write_gguf(path, kept, tensors)
     return path

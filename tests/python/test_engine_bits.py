@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import COLUMNS, error, prompts
+from numpy.typing import NDArray
 
 from models import (
     F32,
@@ -24,6 +25,7 @@ from models import (
 )
 from pyds4.engine import Engine, StepItem
 from pyds4.sampling import GREEDY, Sampling
+from pyds4.synth import TensorTypes
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = np.array(random_tokens(300, seed=5), np.int32)
@@ -37,7 +39,9 @@ MODELS = pytest.mark.parametrize(
 
 @MODELS
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_and_chunks_do_not_change_bits(types, roundings: bool, threads: int) -> None:  # type: ignore[no-untyped-def]
+def test_threads_and_chunks_do_not_change_bits(
+    types: TensorTypes, roundings: bool, threads: int
+) -> None:
     path = synthetic_path(TINY, types)
     wanted = cold(engine(path, roundings, 1), PROMPT)
     model = engine(path, roundings, threads)
@@ -48,7 +52,7 @@ def test_threads_and_chunks_do_not_change_bits(types, roundings: bool, threads: 
 
 
 @MODELS
-def test_company_in_a_step_does_not_change_bits(types, roundings: bool) -> None:  # type: ignore[no-untyped-def]
+def test_company_in_a_step_does_not_change_bits(types: TensorTypes, roundings: bool) -> None:
     model = engine(synthetic_path(TINY, types), roundings, 2)
     alone = cold(model, PROMPT)
     others = [random_tokens(n, seed=n) for n in (1, 7, 200)]
@@ -136,7 +140,7 @@ print(text(lib.pyds4_instruction_set()))
 """
 
 
-def _evaluated_with(isa: str, path: Path, roundings: str, folder: Path) -> np.ndarray:  # type: ignore[type-arg]
+def _evaluated_with(isa: str, path: Path, roundings: str, folder: Path) -> NDArray[np.float32]:
     """Logits of PROMPT in a process of its own: the choice is made once a process."""
     tokens, out = folder / "tokens.npy", folder / "logits.npy"
     np.save(tokens, prompts("a")[130].tokens)
@@ -149,7 +153,7 @@ def _evaluated_with(isa: str, path: Path, roundings: str, folder: Path) -> np.nd
     assert found.returncode == 0, found.stderr
     if found.stdout.strip() != isa:
         pytest.skip(f"this machine has no {isa}")
-    logits: np.ndarray = np.load(out)  # type: ignore[type-arg]
+    logits: NDArray[np.float32] = np.load(out)
     return logits
 
 
