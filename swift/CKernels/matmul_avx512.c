@@ -213,33 +213,80 @@ CK_INLINE ck_unit unpack_q5_k(const state_k4 *s, int sub) {
     return u;
 }
 
-/* ---- any other type, by way of the portable unpacker */
+/* ---- Q6_K and Q3_K: sixteen signed scales */
 
 typedef struct {
-    ck_unpacked rows[8][CK_GROUP_ROWS];
-} state_any;
+    __m512i low[4][8], high[2][8]; /* transposed; Q3_K: q in low[0], low[1], its mask in high[0] */
+    __m512i scales[4];             /* byte j of lane r in [i]: scale 4i + j of row r, signed */
+    __m512 d;
+} state_k16;
 
-CK_INLINE void prepare_any(int32_t type, const uint8_t *p, size_t stride, state_any *s) {
-    for (int r = 0; r < CK_GROUP_ROWS; r++)
-        for (int sub = 0; sub < 8; sub++)
-            quant_unpack(type, p + (size_t)r * stride, sub, &s->rows[sub][r]);
+CK_INLINE void scales_of_k16(const state_k16 *s, int sub, ck_unit *u) {
+    for (int g = 0; g < 2; g++) {
+        __m128i up = _mm_cvtsi32_si128(24 - 8 * (2 * (sub & 1) + g));
+        __m512i scale = _mm512_srai_epi32(_mm512_sll_epi32(s->scales[sub >> 1], up), 24);
+        u->scale[g] = _mm512_mul_ps(s->d, _mm512_cvtepi32_ps(scale));
+    }
 }
 
-CK_INLINE ck_unit unpack_any(const state_any *s, int sub) {
-    const ck_unpacked *w = s->rows[sub];
-    float scale[2][CK_GROUP_ROWS], min[2][CK_GROUP_ROWS];
-    for (int r = 0; r < CK_GROUP_ROWS; r++)
-        for (int g = 0; g < 2; g++) {
-            scale[g][r] = w[r].scale[g];
-            min[g][r] = -w[r].min[g];
-        }
+CK_INLINE void prepare_q6_k(const uint8_t *p, size_t stride, state_k16 *s) {
+    __m512i last[4];
+    for (size_t c = 0; c < 4; c++)
+        transpose_16x8(p + offsetof(ck_block_q6_k, low) + 32 * c, stride, s->low[c]);
+    for (size_t c = 0; c < 2; c++)
+        transpose_16x8(p + offsetof(ck_block_q6_k, high) + 32 * c, stride, s->high[c]);
+    transpose_16x4(p + offsetof(ck_block_q6_k, scales), stride, s->scales);
+    transpose_16x4(p + offsetof(ck_block_q6_k, d) - 14, stride, last);
+    s->d = f32_of_halves(_mm512_srli_epi32(last[3], 16));
+}
+
+CK_INLINE ck_unit unpack_q6_k(const state_k16 *s, int sub) {
+    const int half = sub >> 2, quarter = sub & 3;
+    const __m128i low = _mm_cvtsi32_si128(4 * (quarter >> 1)), high = _mm_cvtsi32_si128(2 * quarter);
+    const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3);
     ck_unit u;
-    transpose_16x8((const uint8_t *)w, sizeof *w, u.q);
-    for (int i = 0; i < 8; i++)
-        u.q[i] = plus_128(u.q[i]);
-    for (int g = 0; g < 2; g++) {
-        u.scale[g] = _mm512_loadu_ps(scale[g]);
-        u.minus_min[g] = _mm512_loadu_ps(min[g]);
+    scales_of_k16(s, sub, &u);
+    for (int i = 0; i < 8; i++) {
+        __m512i q = _mm512_and_si512(_mm512_srl_epi16(s->low[2 * half + (quarter & 1)][i], low), four);
+        __m512i top = _mm512_and_si512(_mm512_srl_epi16(s->high[half][i], high), two);
+        q = _mm512_or_si512(q, _mm512_slli_epi16(top, 4));
+        u.q[i] = _mm512_add_epi8(q, _mm512_set1_epi8(96)); /* − 32 + 128 */
+    }
+    return u;
+}
+
+/* Bits of bytes: (v >> shift) & mask. */
+CK_INLINE __m512i bits_of(__m512i v, int shift, char mask) {
+    return _mm512_and_si512(_mm512_srli_epi16(v, (unsigned)shift), _mm512_set1_epi8(mask));
+}
+
+CK_INLINE void prepare_q3_k(const uint8_t *p, size_t stride, state_k16 *s) {
+    __m512i w[4], packed[3];
+    transpose_16x8(p + offsetof(ck_block_q3_k, high), stride, s->high[0]);
+    for (size_t c = 0; c < 2; c++)
+        transpose_16x8(p + offsetof(ck_block_q3_k, q) + 32 * c, stride, s->low[c]);
+    /* the block's last 16 bytes: two of q, the scales, d */
+    transpose_16x4(p + offsetof(ck_block_q3_k, d) - 14, stride, w);
+    s->d = f32_of_halves(_mm512_srli_epi32(w[3], 16));
+    for (int i = 0; i < 3; i++)
+        packed[i] = _mm512_or_si512(_mm512_srli_epi32(w[i], 16), _mm512_slli_epi32(w[i + 1], 16));
+    for (int i = 0; i < 4; i++) {
+        __m512i scale = _mm512_or_si512(bits_of(packed[i & 1], 4 * (i >> 1), 15),
+                                        _mm512_slli_epi16(bits_of(packed[2], 2 * i, 3), 4));
+        s->scales[i] = _mm512_sub_epi8(scale, _mm512_set1_epi8(32));
+    }
+}
+
+CK_INLINE ck_unit unpack_q3_k(const state_k16 *s, int sub) {
+    const __m128i shift = _mm_cvtsi32_si128(2 * (sub & 3));
+    const __m512i bit = _mm512_set1_epi8((char)(1 << sub)), two = _mm512_set1_epi8(3);
+    ck_unit u;
+    scales_of_k16(s, sub, &u);
+    for (int i = 0; i < 8; i++) {
+        __m512i q = _mm512_and_si512(_mm512_srl_epi16(s->low[sub >> 2][i], shift), two);
+        q = _mm512_add_epi8(q, _mm512_set1_epi8(124)); /* − 4 + 128 */
+        u.q[i] = _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(s->high[0][i], bit), q,
+                                      _mm512_set1_epi8(4));
     }
     return u;
 }
@@ -252,13 +299,8 @@ CK_AVX512_TILE(mxfp4, in_place, prepare_in_place, unpack_mxfp4, 17, 1, true, 1, 
 CK_AVX512_TILE(q2_k, state_q2_k, prepare_q2_k, unpack_q2_k, 84, 8, false, 1, 2)
 CK_AVX512_TILE(q4_k, state_k4, prepare_q4_k, unpack_q4_k, 144, 8, false, 1, 1)
 CK_AVX512_TILE(q5_k, state_k4, prepare_q5_k, unpack_q5_k, 176, 8, false, 1, 1)
-
-#define PREPARE_Q3_K(p, stride, s) prepare_any(CK_Q3_K, p, stride, s)
-#define PREPARE_Q6_K(p, stride, s) prepare_any(CK_Q6_K, p, stride, s)
-#define PREPARE_IQ2_XXS(p, stride, s) prepare_any(CK_IQ2_XXS, p, stride, s)
-CK_AVX512_TILE(q3_k, state_any, PREPARE_Q3_K, unpack_any, 110, 8, true, 2, 0)
-CK_AVX512_TILE(q6_k, state_any, PREPARE_Q6_K, unpack_any, 210, 8, true, 2, 0)
-CK_AVX512_TILE(iq2_xxs, state_any, PREPARE_IQ2_XXS, unpack_any, 66, 8, true, 1, 0)
+CK_AVX512_TILE(q3_k, state_k16, prepare_q3_k, unpack_q3_k, 110, 8, true, 2, 0)
+CK_AVX512_TILE(q6_k, state_k16, prepare_q6_k, unpack_q6_k, 210, 8, true, 2, 0)
 
 #pragma clang attribute pop
 
@@ -292,7 +334,7 @@ void matmul_tile_avx512(const ck_tile *tile) {
         if (ck_has_avx512_permute())
             matmul_tile_iq2_xxs_permute(tile);
         else
-            tile_iq2_xxs(tile);
+            matmul_tile_avx2(tile); /* its grid look-ups are the quicker ones without VBMI */
     }
 }
 
