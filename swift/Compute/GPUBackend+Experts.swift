@@ -43,13 +43,15 @@ extension GPUBackend {
 
     private func fewTokens(_ call: ExpertsCall, _ arguments: gpu_experts) throws -> Tensor {
         let n = call.x.rows, assignments = call.routing.ids.count
-        let y = try arena.tensor(n, call.down.rows), h = try arena.tensor(assignments, call.gate.rows)
-        dispatch(.experts_gate_up, (call.gate.rows / Self.expertRows, assignments, 1),
+        let y = try arena.tensor(n, call.down.rows)
+        let h = try arena.tensor(assignments * call.gate.rows + n * call.sharedGate.width)
+        dispatch(.experts_gate_up, (call.gate.rows / Self.expertRows, assignments + n, 1),
                  [weights[call.gate].address, weights[call.up].address, call.x.floats.raw, call.routing.ids.ints.raw,
-                  call.routing.weights.floats.raw, h.floats.raw], arguments)
+                  call.routing.weights.floats.raw, call.sharedGate.floats.raw, call.sharedUp.floats.raw, h.floats.raw],
+                 arguments)
         dispatch(.experts_down, (call.down.rows / Self.expertRows, n, 1),
-                 [weights[call.down].address, weights[call.sharedDown].address, h.floats.raw, call.routing.ids.ints.raw,
-                  call.sharedGate.floats.raw, call.sharedUp.floats.raw, y.floats.raw], arguments)
+                 [weights[call.down].address, weights[call.sharedDown].address, h.floats.raw,
+                  call.routing.ids.ints.raw, y.floats.raw], arguments)
         return y
     }
 

@@ -755,8 +755,9 @@ kernel void compressor_state(device const float *kv            [[buffer(0)]],
 // experts.metal — the routed feed-forward layer: gate and up, SwiGLU, down, sum.
 //
 // A few tokens:
-//   experts_gate_up   x [n, D], ids, weights      -> h [n · used, inner], SwiGLU · weight
-//   experts_down      h; shared gate, up          -> y [n, D] = Σ_j down[id_j]·h_j + shared down·SwiGLU
+//   experts_gate_up   x [n, D], ids, weights;     -> h [n · used, inner], SwiGLU · weight, and behind it
+//                     shared gate, up [n, inner]     the shared expert's [n, inner]
+//   experts_down      h                           -> y [n, D] = Σ_j down[id_j]·h_j + shared down·h
 // Many tokens, with matmul_experts in between:
 //   experts_sort      ids                         -> order [places] (token · used + slot), place [n · used],
 //                                                    tiles of at most `tile` places of one expert
@@ -764,7 +765,7 @@ kernel void compressor_state(device const float *kv            [[buffer(0)]],
 //   shared_swiglu     gate, up [n, inner]         -> gate, in place
 //   experts_sum       parts [places, D], y [n, D] -> y += Σ_j parts[place[t, j]], j ascending
 //
-// Grid       gate_up: x row tiles, y n · used; down: x row tiles, y tokens; sort: one threadgroup
+// Grid       gate_up: x row tiles, y n · used + n; down: x row tiles, y tokens; sort: one threadgroup
 // Precision  f32
 // CPU twin   CKernels/experts.c
 // Origin     ours
@@ -807,6 +808,74 @@ constant ushort quant_iq2_grid[256] = {
     0xa200, 0xa418, 0xa850, 0xa904,
 };
 
+// The same as eight bytes.
+constant uint quant_iq2_bytes[512] = {
+    0x08080808u, 0x08080808u, 0x0808082bu, 0x08080808u, 0x08081919u, 0x08080808u, 0x08082b08u, 0x08080808u,
+    0x08082b2bu, 0x08080808u, 0x08190819u, 0x08080808u, 0x08191908u, 0x08080808u, 0x082b0808u, 0x08080808u,
+    0x082b082bu, 0x08080808u, 0x082b2b08u, 0x08080808u, 0x082b2b2bu, 0x08080808u, 0x19080819u, 0x08080808u,
+    0x19081908u, 0x08080808u, 0x19190808u, 0x08080808u, 0x19192b08u, 0x08080808u, 0x192b0819u, 0x08080808u,
+    0x192b1908u, 0x08080808u, 0x2b080808u, 0x08080808u, 0x2b08082bu, 0x08080808u, 0x2b082b2bu, 0x08080808u,
+    0x2b2b082bu, 0x08080808u, 0x08080819u, 0x08080819u, 0x08081908u, 0x08080819u, 0x08190808u, 0x08080819u,
+    0x08191919u, 0x08080819u, 0x19080808u, 0x08080819u, 0x2b081908u, 0x08080819u, 0x2b192b08u, 0x08080819u,
+    0x08080808u, 0x0808082bu, 0x0808082bu, 0x0808082bu, 0x082b082bu, 0x0808082bu, 0x2b08082bu, 0x0808082bu,
+    0x08080819u, 0x08081908u, 0x08081908u, 0x08081908u, 0x08190808u, 0x08081908u, 0x082b0819u, 0x08081908u,
+    0x082b1908u, 0x08081908u, 0x19080808u, 0x08081908u, 0x1908082bu, 0x08081908u, 0x19082b08u, 0x08081908u,
+    0x192b0808u, 0x08081908u, 0x2b080819u, 0x08081908u, 0x2b081908u, 0x08081908u, 0x2b190808u, 0x08081908u,
+    0x2b2b1908u, 0x08081908u, 0x08080808u, 0x08081919u, 0x0808082bu, 0x08081919u, 0x08082b08u, 0x08081919u,
+    0x082b0808u, 0x08081919u, 0x1908192bu, 0x08081919u, 0x192b2b19u, 0x08081919u, 0x2b080808u, 0x08081919u,
+    0x2b190819u, 0x08081919u, 0x08082b19u, 0x0808192bu, 0x08190808u, 0x0808192bu, 0x19080808u, 0x0808192bu,
+    0x2b081908u, 0x0808192bu, 0x2b2b1908u, 0x0808192bu, 0x08080808u, 0x08082b08u, 0x08081919u, 0x08082b08u,
+    0x08082b08u, 0x08082b08u, 0x08191908u, 0x08082b08u, 0x082b2b08u, 0x08082b08u, 0x19080819u, 0x08082b08u,
+    0x19081908u, 0x08082b08u, 0x19190808u, 0x08082b08u, 0x1919082bu, 0x08082b08u, 0x2b082b08u, 0x08082b08u,
+    0x08081908u, 0x08082b19u, 0x19080808u, 0x08082b19u, 0x0808082bu, 0x08082b2bu, 0x08191908u, 0x08082b2bu,
+    0x08080819u, 0x08190808u, 0x08081908u, 0x08190808u, 0x08190808u, 0x08190808u, 0x082b0819u, 0x08190808u,
+    0x19080808u, 0x08190808u, 0x192b0808u, 0x08190808u, 0x2b081908u, 0x08190808u, 0x2b190808u, 0x08190808u,
+    0x2b191919u, 0x08190808u, 0x08080808u, 0x08190819u, 0x08082b08u, 0x08190819u, 0x082b0808u, 0x08190819u,
+    0x19190808u, 0x08190819u, 0x19192b2bu, 0x08190819u, 0x2b080808u, 0x08190819u, 0x082b1908u, 0x0819082bu,
+    0x19081919u, 0x0819082bu, 0x08080808u, 0x08191908u, 0x08082b08u, 0x08191908u, 0x082b0808u, 0x08191908u,
+    0x082b1919u, 0x08191908u, 0x19082b19u, 0x08191908u, 0x2b080808u, 0x08191908u, 0x08192b08u, 0x08191919u,
+    0x192b082bu, 0x08191919u, 0x08080808u, 0x0819192bu, 0x0819192bu, 0x0819192bu, 0x08080819u, 0x08192b08u,
+    0x08081908u, 0x08192b08u, 0x08190808u, 0x08192b08u, 0x19080808u, 0x08192b08u, 0x2b080819u, 0x08192b08u,
+    0x08080808u, 0x08192b19u, 0x08081919u, 0x08192b19u, 0x2b2b0808u, 0x08192b19u, 0x19190819u, 0x08192b2bu,
+    0x08080808u, 0x082b0808u, 0x0808082bu, 0x082b0808u, 0x08082b2bu, 0x082b0808u, 0x19081908u, 0x082b0808u,
+    0x192b0819u, 0x082b0808u, 0x2b080808u, 0x082b0808u, 0x2b08082bu, 0x082b0808u, 0x082b2b19u, 0x082b0819u,
+    0x19082b08u, 0x082b0819u, 0x08080808u, 0x082b082bu, 0x0808082bu, 0x082b082bu, 0x08080819u, 0x082b1908u,
+    0x08081908u, 0x082b1908u, 0x08190808u, 0x082b1908u, 0x19080808u, 0x082b1908u, 0x1919192bu, 0x082b1908u,
+    0x08080808u, 0x082b1919u, 0x19080819u, 0x082b1919u, 0x192b1908u, 0x082b1919u, 0x2b190808u, 0x082b192bu,
+    0x08082b08u, 0x082b2b08u, 0x082b0808u, 0x082b2b08u, 0x2b191908u, 0x082b2b08u, 0x19081908u, 0x082b2b2bu,
+    0x08080819u, 0x19080808u, 0x08081908u, 0x19080808u, 0x08190808u, 0x19080808u, 0x08192b08u, 0x19080808u,
+    0x082b0819u, 0x19080808u, 0x082b1908u, 0x19080808u, 0x19080808u, 0x19080808u, 0x19082b08u, 0x19080808u,
+    0x1919192bu, 0x19080808u, 0x192b0808u, 0x19080808u, 0x2b080819u, 0x19080808u, 0x2b081908u, 0x19080808u,
+    0x2b190808u, 0x19080808u, 0x08080808u, 0x19080819u, 0x082b0808u, 0x19080819u, 0x192b0819u, 0x19080819u,
+    0x2b080808u, 0x19080819u, 0x2b081919u, 0x19080819u, 0x08080819u, 0x1908082bu, 0x08190808u, 0x1908082bu,
+    0x19082b08u, 0x1908082bu, 0x1919192bu, 0x1908082bu, 0x192b2b08u, 0x1908082bu, 0x08080808u, 0x19081908u,
+    0x08082b08u, 0x19081908u, 0x082b0808u, 0x19081908u, 0x2b080808u, 0x19081908u, 0x2b192b19u, 0x19081908u,
+    0x0819082bu, 0x19081919u, 0x082b1908u, 0x19081919u, 0x08080808u, 0x1908192bu, 0x08080819u, 0x19082b08u,
+    0x08081908u, 0x19082b08u, 0x08190808u, 0x19082b08u, 0x19080808u, 0x19082b08u, 0x19081919u, 0x19082b08u,
+    0x08080808u, 0x19082b19u, 0x19192b08u, 0x19082b19u, 0x192b0819u, 0x19082b19u, 0x2b08082bu, 0x19082b19u,
+    0x19081919u, 0x19082b2bu, 0x2b190808u, 0x19082b2bu, 0x08080808u, 0x19190808u, 0x08082b08u, 0x19190808u,
+    0x08190819u, 0x19190808u, 0x08192b19u, 0x19190808u, 0x082b0808u, 0x19190808u, 0x2b080808u, 0x19190808u,
+    0x2b082b08u, 0x19190808u, 0x08081908u, 0x19190819u, 0x1908082bu, 0x19190819u, 0x2b2b1908u, 0x19190819u,
+    0x2b190819u, 0x1919082bu, 0x2b190808u, 0x19191908u, 0x2b19082bu, 0x19191908u, 0x08082b2bu, 0x19191919u,
+    0x08080819u, 0x1919192bu, 0x19191908u, 0x1919192bu, 0x08080808u, 0x19192b08u, 0x08190819u, 0x19192b08u,
+    0x08192b19u, 0x19192b08u, 0x192b1908u, 0x19192b08u, 0x19080808u, 0x19192b19u, 0x08082b08u, 0x19192b2bu,
+    0x08081908u, 0x192b0808u, 0x08190808u, 0x192b0808u, 0x19080808u, 0x192b0808u, 0x192b2b08u, 0x192b0808u,
+    0x08080808u, 0x192b0819u, 0x19191919u, 0x192b0819u, 0x08192b08u, 0x192b082bu, 0x192b0808u, 0x192b082bu,
+    0x08080808u, 0x192b1908u, 0x08081919u, 0x192b1908u, 0x08190808u, 0x192b1919u, 0x0819082bu, 0x192b1919u,
+    0x2b081908u, 0x192b1919u, 0x1908082bu, 0x192b2b08u, 0x08080808u, 0x2b080808u, 0x0808082bu, 0x2b080808u,
+    0x08082b2bu, 0x2b080808u, 0x19080819u, 0x2b080808u, 0x2b08082bu, 0x2b080808u, 0x08081908u, 0x2b080819u,
+    0x08192b08u, 0x2b080819u, 0x19080808u, 0x2b080819u, 0x08190819u, 0x2b08082bu, 0x08080819u, 0x2b081908u,
+    0x08081908u, 0x2b081908u, 0x08190808u, 0x2b081908u, 0x08191919u, 0x2b081908u, 0x19080808u, 0x2b081908u,
+    0x192b0808u, 0x2b081908u, 0x08080808u, 0x2b081919u, 0x1908192bu, 0x2b081919u, 0x2b191908u, 0x2b081919u,
+    0x08082b19u, 0x2b08192bu, 0x19080808u, 0x2b08192bu, 0x192b0808u, 0x2b08192bu, 0x0808082bu, 0x2b082b08u,
+    0x08081908u, 0x2b082b19u, 0x08190819u, 0x2b082b2bu, 0x08081908u, 0x2b190808u, 0x08190808u, 0x2b190808u,
+    0x082b1908u, 0x2b190808u, 0x19080808u, 0x2b190808u, 0x2b2b0819u, 0x2b190808u, 0x0819192bu, 0x2b190819u,
+    0x2b080808u, 0x2b190819u, 0x19081919u, 0x2b19082bu, 0x08080808u, 0x2b191908u, 0x082b082bu, 0x2b191908u,
+    0x19081908u, 0x2b191908u, 0x19190819u, 0x2b191919u, 0x2b080819u, 0x2b192b08u, 0x082b0808u, 0x2b192b19u,
+    0x0808082bu, 0x2b2b0808u, 0x19190808u, 0x2b2b0808u, 0x2b081919u, 0x2b2b0808u, 0x08082b19u, 0x2b2b0819u,
+    0x08080808u, 0x2b2b082bu, 0x08192b08u, 0x2b2b1908u, 0x19190808u, 0x2b2b2b08u, 0x08081908u, 0x2b2b2b19u,
+};
+
 // 2^23 + byte: the byte lands in the mantissa, which is much faster than converting integers.
 inline float quant_byte_float(uint word, ushort i) {
 #ifdef MSL_CUDA
@@ -827,6 +896,12 @@ inline float4 quant_signed4(uint word) {
 inline float4 quant_unsigned4(uint word) {
     return float4(quant_byte_float(word, 0), quant_byte_float(word, 1), quant_byte_float(word, 2),
                   quant_byte_float(word, 3)) - 8388608.0f;
+}
+
+// Bytes below 128, negated where the four bits of `signs` say so.
+inline uint quant_negate4(uint bytes, uint signs) {
+    const uint ones = (signs * 0x00204081u) & 0x01010101u;  // bit i to byte i
+    return (bytes ^ ones * 255u) + ones;
 }
 
 inline float quant_half(device const uchar *p) { return float(as_type<half>(*(device const ushort *)p)); }
@@ -990,6 +1065,102 @@ inline void quant_load16(device const uchar *w, ulong plane, ulong row, uint col
     }
 }
 
+// ---------------------------------------------------------------- one simdgroup along a row
+//
+// 512 weights at a time, sixteen a lane, as four float4: which ones depends on the format, so that lanes
+// next to each other read memory next to each other, of the weights and of x.
+
+// Where the j-th float4 of a lane lies among the 512.
+template <uint T> inline uint quant_lane_offset(ushort lane, ushort j) {
+    if (T == GPU_F32 || T == GPU_F16 || T == GPU_BF16 || T == GPU_Q8_0_PLANES) { return 128u * j + 4u * lane; }
+    if (T == GPU_Q2_K) { return 256u * (lane / 16) + 128u * (lane % 16 / 8) + 32u * j + 4u * (lane % 8); }
+    if (T == GPU_IQ2_XXS_PLANES) { return 256u * (j / 2) + 8u * lane + 4u * (j % 2); }
+    return 16u * lane + 4u * j;
+}
+
+// The lane's weights of [k0, k0 + 512) in row `row`; zeros past the end.
+template <uint T>
+inline void quant_lane16(device const uchar *w, ulong plane, ulong row, uint columns, uint k0, ushort lane,
+                         thread float4 *out) {
+    device const uchar *line = w + row * quant_row_bytes<T>(columns);
+    if (T == GPU_F32 || T == GPU_F16 || T == GPU_BF16 || T == GPU_Q8_0_PLANES) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            const uint k = k0 + 128u * j + 4u * lane;
+            float4 v = float4(0.0f);
+            if (k < columns) {
+                if (T == GPU_F32) {
+                    v = *(device const float4 *)(line + ulong(k) * 4);
+                } else if (T == GPU_Q8_0_PLANES) {
+                    const float d = quant_half(w + plane + (row * (columns / 32) + k / 32) * 2);
+                    v = quant_signed4(*(device const uint *)(line + k)) * d;
+                } else {
+                    const uint2 two = *(device const uint2 *)(line + ulong(k) * 2);
+                    if (T == GPU_F16) {
+                        v = float4(float(as_type<half>(ushort(two.x & 0xffffu))), float(as_type<half>(ushort(two.x >> 16))),
+                                   float(as_type<half>(ushort(two.y & 0xffffu))), float(as_type<half>(ushort(two.y >> 16))));
+                    } else {
+                        v = float4(as_type<float>(two.x << 16), as_type<float>(two.x & 0xffff0000u),
+                                   as_type<float>(two.y << 16), as_type<float>(two.y & 0xffff0000u));
+                    }
+                }
+            }
+            out[j] = v;
+        }
+    } else if (T == GPU_Q2_K) {
+        const uint k = k0 + 256u * (lane / 16);
+        const ushort h = lane % 16 / 8, word = lane % 8;
+        for (ushort j = 0; j < 4; ++j) { out[j] = float4(0.0f); }
+        if (k < columns) {
+            device const uchar *block = line + ulong(k / 256) * 84;
+            const uint q = *(device const uint *)(block + 16 + 32 * h + 4 * word);
+            // Scales 8h + 2s + half of shifts s = 0 … 3.
+            const uint2 scales = uint2(*(device const uint *)(block + 8 * h), *(device const uint *)(block + 8 * h + 4));
+            const float d = quant_half(block + 80), least = quant_half(block + 82);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                const uint both = j < 2 ? scales.x : scales.y;
+                const uint sub = (both >> (16 * (j & 1) + 8 * (word / 4))) & 0xffu;
+                out[j] = quant_unsigned4((q >> (2 * j)) & 0x03030303u) * (d * float(sub & 15u)) - least * float(sub >> 4);
+            }
+        }
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        #pragma unroll
+        for (ushort e = 0; e < 2; ++e) {
+            const uint k = k0 + 256u * e + 8u * lane;
+            out[2 * e] = float4(0.0f);
+            out[2 * e + 1] = float4(0.0f);
+            if (k < columns) {
+                const uint2 group = *(device const uint2 *)(line + ulong(k / 32) * 8);
+                const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
+                const float scale = d * float(2u * (group.y >> 28) + 1u) * 0.125f;
+                const uint entry = lane & 3;
+                const uint seven = (group.y >> (7u * entry)) & 127u;
+                const uint signs = seven | (popcount(seven) & 1u) << 7;
+                const uint grid = 2u * ((group.x >> (8u * entry)) & 255u);
+                out[2 * e] = quant_signed4(quant_negate4(quant_iq2_bytes[grid], signs & 15u)) * scale;
+                out[2 * e + 1] = quant_signed4(quant_negate4(quant_iq2_bytes[grid + 1], signs >> 4)) * scale;
+            }
+        }
+    } else {
+        const uint k = k0 + 16u * lane;
+        float v[16];
+        for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
+        if (k < columns) { quant_load16<T>(w, plane, row, columns, k, v); }
+        for (ushort j = 0; j < 4; ++j) { out[j] = float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]); }
+    }
+}
+
+// The lane's values of x in the same order; past the end whatever row 0 of 512 has, times zero weights.
+template <uint T>
+inline void quant_lane_x(device const float *x, uint columns, uint k0, ushort lane, thread float4 *out) {
+    #pragma unroll
+    for (ushort j = 0; j < 4; ++j) {
+        const uint k = k0 + quant_lane_offset<T>(lane, j);
+        out[j] = k < columns ? *(device const float4 *)(x + k) : float4(0.0f);
+    }
+}
+
 // Calls BODY(T) for the format that `type` names.
 #define QUANT_SWITCH(type, BODY) \
     switch (type) { \
@@ -1012,7 +1183,7 @@ inline void quant_load16(device const uchar *w, ulong plane, ulong row, uint col
 
 #endif
 
-#line 19 "experts.metal"
+#line 20 "experts.metal"
 using namespace metal;
 
 #define EXPERT_SIMDGROUPS 4
@@ -1032,35 +1203,39 @@ inline float experts_glu(float g, float u, float limit) {
 template <uint T>
 inline void experts_dot(device const uchar *w, ulong plane, ulong row, uint columns, device const float *x, ushort lane,
                         thread float *sums) {
-    for (uint k = lane * 16u; k < columns; k += 512u) {
-        float v[EXPERT_SIMD_ROWS][16];
+    #pragma unroll(2)
+    for (uint k0 = 0; k0 < columns; k0 += 512u) {
+        float4 a[4];
+        quant_lane_x<T>(x, columns, k0, lane, a);
         #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { quant_load16<T>(w, plane, row + r, columns, k, v[r]); }
-        device const float4 *x4 = (device const float4 *)(x + k);
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) {
-            const float4 a = x4[j];
+        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+            float4 v[4];
+            quant_lane16<T>(w, plane, row + r, columns, k0, lane, v);
             #pragma unroll
-            for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
-                sums[r] += v[r][4 * j] * a.x + v[r][4 * j + 1] * a.y + v[r][4 * j + 2] * a.z + v[r][4 * j + 3] * a.w;
-            }
+            for (ushort j = 0; j < 4; ++j) { sums[r] += dot(v[j], a[j]); }
         }
     }
 }
 
-// The same with x = SwiGLU of `gate` and `up`.
+// The same for two matrices at once.
 template <uint T>
-inline void experts_dot_glu(device const uchar *w, ulong plane, ulong row, uint columns, device const float *gate,
-                            device const float *up, float limit, ushort lane, thread float *sums) {
-    for (uint k = lane * 16u; k < columns; k += 512u) {
-        float v[EXPERT_SIMD_ROWS][16];
+inline void experts_dot_pair(device const uchar *w, device const uchar *v, ulong plane, ulong row, uint columns,
+                             device const float *x, ushort lane, thread float *w_sums, thread float *v_sums) {
+    #pragma unroll(2)
+    for (uint k0 = 0; k0 < columns; k0 += 512u) {
+        float4 a[4];
+        quant_lane_x<T>(x, columns, k0, lane, a);
         #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { quant_load16<T>(w, plane, row + r, columns, k, v[r]); }
-        #pragma unroll
-        for (ushort i = 0; i < 16; ++i) {
-            const float h = experts_glu(gate[k + i], up[k + i], limit);
+        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+            float4 b[4];
+            float4 c[4];
+            quant_lane16<T>(w, plane, row + r, columns, k0, lane, b);
+            quant_lane16<T>(v, plane, row + r, columns, k0, lane, c);
             #pragma unroll
-            for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { sums[r] += v[r][i] * h; }
+            for (ushort j = 0; j < 4; ++j) {
+                w_sums[r] += dot(b[j], a[j]);
+                v_sums[r] += dot(c[j], a[j]);
+            }
         }
     }
 }
@@ -1071,13 +1246,26 @@ kernel void experts_gate_up(device const uchar *gate       [[buffer(0)]],
                             device const float *x          [[buffer(2)]],
                             device const int *ids          [[buffer(3)]],
                             device const float *weights    [[buffer(4)]],
-                            device float *h                [[buffer(5)]],
-                            constant gpu_experts &p        [[buffer(6)]],
+                            device const float *shared_gate [[buffer(5)]],
+                            device const float *shared_up  [[buffer(6)]],
+                            device float *h                [[buffer(7)]],
+                            constant gpu_experts &p        [[buffer(8)]],
                             uint2 tg                       [[threadgroup_position_in_grid]],
+                            ushort tid                     [[thread_index_in_threadgroup]],
                             ushort sg                      [[simdgroup_index_in_threadgroup]],
                             ushort lane                    [[thread_index_in_simdgroup]])
 {
-    // inner is a multiple of 16: no tile is cut.
+    if (tg.y >= p.n * p.used) {
+        // Behind the routed rows of h: those of the shared expert, whose products were made before.
+        const uint token = tg.y - p.n * p.used;
+        const ulong from = ulong(token) * p.shared_inner;
+        device float *out = h + ulong(p.n) * p.used * p.inner + from;
+        for (uint i = tg.x * 128 + tid; i < p.shared_inner; i += p.inner / EXPERT_ROWS * 128) {
+            out[i] = experts_glu(shared_gate[from + i], shared_up[from + i], p.shared_clamp);
+        }
+        return;
+    }
+    // inner is a multiple of 32: no tile is cut.
     const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
     const ulong line = ulong(ids[tg.y]) * p.inner + row;
     device const float *token = x + ulong(tg.y / p.used) * p.hidden;
@@ -1087,9 +1275,7 @@ kernel void experts_gate_up(device const uchar *gate       [[buffer(0)]],
         g[r] = 0.0f;
         u[r] = 0.0f;
     }
-#define GATE_UP_BODY(T) \
-    experts_dot<T>(gate, p.plane, line, p.hidden, token, lane, g); \
-    experts_dot<T>(up, p.plane, line, p.hidden, token, lane, u)
+#define GATE_UP_BODY(T) experts_dot_pair<T>(gate, up, p.plane, line, p.hidden, token, lane, g, u)
     QUANT_SWITCH(p.type, GATE_UP_BODY)
 #undef GATE_UP_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
@@ -1103,10 +1289,8 @@ kernel void experts_down(device const uchar *down          [[buffer(0)]],
                          device const uchar *shared_down   [[buffer(1)]],
                          device const float *h             [[buffer(2)]],
                          device const int *ids             [[buffer(3)]],
-                         device const float *shared_gate   [[buffer(4)]],
-                         device const float *shared_up     [[buffer(5)]],
-                         device float *y                   [[buffer(6)]],
-                         constant gpu_experts &p           [[buffer(7)]],
+                         device float *y                   [[buffer(4)]],
+                         constant gpu_experts &p           [[buffer(5)]],
                          uint2 tg                          [[threadgroup_position_in_grid]],
                          ushort sg                         [[simdgroup_index_in_threadgroup]],
                          ushort lane                       [[thread_index_in_simdgroup]])
@@ -1121,10 +1305,8 @@ kernel void experts_down(device const uchar *down          [[buffer(0)]],
         QUANT_SWITCH(p.down_type, DOWN_BODY)
 #undef DOWN_BODY
     }
-    const ulong from = ulong(tg.y) * p.shared_inner;
-#define SHARED_BODY(T) \
-    experts_dot_glu<T>(shared_down, p.shared_plane, row, p.shared_inner, shared_gate + from, shared_up + from, \
-                       p.shared_clamp, lane, sums)
+    device const float *shared = h + ulong(p.n) * p.used * p.inner + ulong(tg.y) * p.shared_inner;
+#define SHARED_BODY(T) experts_dot<T>(shared_down, p.shared_plane, row, p.shared_inner, shared, lane, sums)
     QUANT_SWITCH(p.shared_type, SHARED_BODY)
 #undef SHARED_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
@@ -1738,24 +1920,22 @@ inline void matvec_sums(device const uchar *w, ulong plane, uint row, uint rows,
     for (ushort r = 0; r < R; ++r) {
         for (ushort t = 0; t < N; ++t) { sums[r][t] = 0.0f; }
     }
-    for (uint k = lane * 16u; k < columns; k += 512u) {
-        float v[R][16];
+    #pragma unroll(2)
+    for (uint k0 = 0; k0 < columns; k0 += 512u) {
+        float4 v[R][4];
         #pragma unroll
         for (ushort r = 0; r < R; ++r) {
             // A row past the end repeats the last one; its sum is not written.
-            quant_load16<T>(w, plane, min(row + r, rows - 1), columns, k, v[r]);
+            quant_lane16<T>(w, plane, min(row + r, rows - 1), columns, k0, lane, v[r]);
         }
         #pragma unroll
         for (ushort t = 0; t < N; ++t) {
-            device const float4 *x4 = (device const float4 *)(x + ulong(min(uint(t), n - 1)) * ldx + k);
+            float4 a[4];
+            quant_lane_x<T>(x + ulong(min(uint(t), n - 1)) * ldx, columns, k0, lane, a);
             #pragma unroll
-            for (ushort j = 0; j < 4; ++j) {
-                const float4 a = x4[j];
+            for (ushort r = 0; r < R; ++r) {
                 #pragma unroll
-                for (ushort r = 0; r < R; ++r) {
-                    sums[r][t] += v[r][4 * j] * a.x + v[r][4 * j + 1] * a.y + v[r][4 * j + 2] * a.z
-                                + v[r][4 * j + 3] * a.w;
-                }
+                for (ushort j = 0; j < 4; ++j) { sums[r][t] += dot(v[r][j], a[j]); }
             }
         }
     }

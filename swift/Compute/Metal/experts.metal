@@ -1,8 +1,9 @@
 // experts.metal — the routed feed-forward layer: gate and up, SwiGLU, down, sum.
 //
 // A few tokens:
-//   experts_gate_up   x [n, D], ids, weights      -> h [n · used, inner], SwiGLU · weight
-//   experts_down      h; shared gate, up          -> y [n, D] = Σ_j down[id_j]·h_j + shared down·SwiGLU
+//   experts_gate_up   x [n, D], ids, weights;     -> h [n · used, inner], SwiGLU · weight, and behind it
+//                     shared gate, up [n, inner]     the shared expert's [n, inner]
+//   experts_down      h                           -> y [n, D] = Σ_j down[id_j]·h_j + shared down·h
 // Many tokens, with matmul_experts in between:
 //   experts_sort      ids                         -> order [places] (token · used + slot), place [n · used],
 //                                                    tiles of at most `tile` places of one expert
@@ -10,7 +11,7 @@
 //   shared_swiglu     gate, up [n, inner]         -> gate, in place
 //   experts_sum       parts [places, D], y [n, D] -> y += Σ_j parts[place[t, j]], j ascending
 //
-// Grid       gate_up: x row tiles, y n · used; down: x row tiles, y tokens; sort: one threadgroup
+// Grid       gate_up: x row tiles, y n · used + n; down: x row tiles, y tokens; sort: one threadgroup
 // Precision  f32
 // CPU twin   CKernels/experts.c
 // Origin     ours
@@ -35,35 +36,39 @@ inline float experts_glu(float g, float u, float limit) {
 template <uint T>
 inline void experts_dot(device const uchar *w, ulong plane, ulong row, uint columns, device const float *x, ushort lane,
                         thread float *sums) {
-    for (uint k = lane * 16u; k < columns; k += 512u) {
-        float v[EXPERT_SIMD_ROWS][16];
+    #pragma unroll(2)
+    for (uint k0 = 0; k0 < columns; k0 += 512u) {
+        float4 a[4];
+        quant_lane_x<T>(x, columns, k0, lane, a);
         #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { quant_load16<T>(w, plane, row + r, columns, k, v[r]); }
-        device const float4 *x4 = (device const float4 *)(x + k);
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) {
-            const float4 a = x4[j];
+        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+            float4 v[4];
+            quant_lane16<T>(w, plane, row + r, columns, k0, lane, v);
             #pragma unroll
-            for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
-                sums[r] += v[r][4 * j] * a.x + v[r][4 * j + 1] * a.y + v[r][4 * j + 2] * a.z + v[r][4 * j + 3] * a.w;
-            }
+            for (ushort j = 0; j < 4; ++j) { sums[r] += dot(v[j], a[j]); }
         }
     }
 }
 
-// The same with x = SwiGLU of `gate` and `up`.
+// The same for two matrices at once.
 template <uint T>
-inline void experts_dot_glu(device const uchar *w, ulong plane, ulong row, uint columns, device const float *gate,
-                            device const float *up, float limit, ushort lane, thread float *sums) {
-    for (uint k = lane * 16u; k < columns; k += 512u) {
-        float v[EXPERT_SIMD_ROWS][16];
+inline void experts_dot_pair(device const uchar *w, device const uchar *v, ulong plane, ulong row, uint columns,
+                             device const float *x, ushort lane, thread float *w_sums, thread float *v_sums) {
+    #pragma unroll(2)
+    for (uint k0 = 0; k0 < columns; k0 += 512u) {
+        float4 a[4];
+        quant_lane_x<T>(x, columns, k0, lane, a);
         #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { quant_load16<T>(w, plane, row + r, columns, k, v[r]); }
-        #pragma unroll
-        for (ushort i = 0; i < 16; ++i) {
-            const float h = experts_glu(gate[k + i], up[k + i], limit);
+        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+            float4 b[4];
+            float4 c[4];
+            quant_lane16<T>(w, plane, row + r, columns, k0, lane, b);
+            quant_lane16<T>(v, plane, row + r, columns, k0, lane, c);
             #pragma unroll
-            for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { sums[r] += v[r][i] * h; }
+            for (ushort j = 0; j < 4; ++j) {
+                w_sums[r] += dot(b[j], a[j]);
+                v_sums[r] += dot(c[j], a[j]);
+            }
         }
     }
 }
@@ -74,13 +79,26 @@ kernel void experts_gate_up(device const uchar *gate       [[buffer(0)]],
                             device const float *x          [[buffer(2)]],
                             device const int *ids          [[buffer(3)]],
                             device const float *weights    [[buffer(4)]],
-                            device float *h                [[buffer(5)]],
-                            constant gpu_experts &p        [[buffer(6)]],
+                            device const float *shared_gate [[buffer(5)]],
+                            device const float *shared_up  [[buffer(6)]],
+                            device float *h                [[buffer(7)]],
+                            constant gpu_experts &p        [[buffer(8)]],
                             uint2 tg                       [[threadgroup_position_in_grid]],
+                            ushort tid                     [[thread_index_in_threadgroup]],
                             ushort sg                      [[simdgroup_index_in_threadgroup]],
                             ushort lane                    [[thread_index_in_simdgroup]])
 {
-    // inner is a multiple of 16: no tile is cut.
+    if (tg.y >= p.n * p.used) {
+        // Behind the routed rows of h: those of the shared expert, whose products were made before.
+        const uint token = tg.y - p.n * p.used;
+        const ulong from = ulong(token) * p.shared_inner;
+        device float *out = h + ulong(p.n) * p.used * p.inner + from;
+        for (uint i = tg.x * 128 + tid; i < p.shared_inner; i += p.inner / EXPERT_ROWS * 128) {
+            out[i] = experts_glu(shared_gate[from + i], shared_up[from + i], p.shared_clamp);
+        }
+        return;
+    }
+    // inner is a multiple of 32: no tile is cut.
     const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
     const ulong line = ulong(ids[tg.y]) * p.inner + row;
     device const float *token = x + ulong(tg.y / p.used) * p.hidden;
@@ -90,9 +108,7 @@ kernel void experts_gate_up(device const uchar *gate       [[buffer(0)]],
         g[r] = 0.0f;
         u[r] = 0.0f;
     }
-#define GATE_UP_BODY(T) \
-    experts_dot<T>(gate, p.plane, line, p.hidden, token, lane, g); \
-    experts_dot<T>(up, p.plane, line, p.hidden, token, lane, u)
+#define GATE_UP_BODY(T) experts_dot_pair<T>(gate, up, p.plane, line, p.hidden, token, lane, g, u)
     QUANT_SWITCH(p.type, GATE_UP_BODY)
 #undef GATE_UP_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
@@ -106,10 +122,8 @@ kernel void experts_down(device const uchar *down          [[buffer(0)]],
                          device const uchar *shared_down   [[buffer(1)]],
                          device const float *h             [[buffer(2)]],
                          device const int *ids             [[buffer(3)]],
-                         device const float *shared_gate   [[buffer(4)]],
-                         device const float *shared_up     [[buffer(5)]],
-                         device float *y                   [[buffer(6)]],
-                         constant gpu_experts &p           [[buffer(7)]],
+                         device float *y                   [[buffer(4)]],
+                         constant gpu_experts &p           [[buffer(5)]],
                          uint2 tg                          [[threadgroup_position_in_grid]],
                          ushort sg                         [[simdgroup_index_in_threadgroup]],
                          ushort lane                       [[thread_index_in_simdgroup]])
@@ -124,10 +138,8 @@ kernel void experts_down(device const uchar *down          [[buffer(0)]],
         QUANT_SWITCH(p.down_type, DOWN_BODY)
 #undef DOWN_BODY
     }
-    const ulong from = ulong(tg.y) * p.shared_inner;
-#define SHARED_BODY(T) \
-    experts_dot_glu<T>(shared_down, p.shared_plane, row, p.shared_inner, shared_gate + from, shared_up + from, \
-                       p.shared_clamp, lane, sums)
+    device const float *shared = h + ulong(p.n) * p.used * p.inner + ulong(tg.y) * p.shared_inner;
+#define SHARED_BODY(T) experts_dot<T>(shared_down, p.shared_plane, row, p.shared_inner, shared, lane, sums)
     QUANT_SWITCH(p.shared_type, SHARED_BODY)
 #undef SHARED_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {

@@ -29,24 +29,22 @@ inline void matvec_sums(device const uchar *w, ulong plane, uint row, uint rows,
     for (ushort r = 0; r < R; ++r) {
         for (ushort t = 0; t < N; ++t) { sums[r][t] = 0.0f; }
     }
-    for (uint k = lane * 16u; k < columns; k += 512u) {
-        float v[R][16];
+    #pragma unroll(2)
+    for (uint k0 = 0; k0 < columns; k0 += 512u) {
+        float4 v[R][4];
         #pragma unroll
         for (ushort r = 0; r < R; ++r) {
             // A row past the end repeats the last one; its sum is not written.
-            quant_load16<T>(w, plane, min(row + r, rows - 1), columns, k, v[r]);
+            quant_lane16<T>(w, plane, min(row + r, rows - 1), columns, k0, lane, v[r]);
         }
         #pragma unroll
         for (ushort t = 0; t < N; ++t) {
-            device const float4 *x4 = (device const float4 *)(x + ulong(min(uint(t), n - 1)) * ldx + k);
+            float4 a[4];
+            quant_lane_x<T>(x + ulong(min(uint(t), n - 1)) * ldx, columns, k0, lane, a);
             #pragma unroll
-            for (ushort j = 0; j < 4; ++j) {
-                const float4 a = x4[j];
+            for (ushort r = 0; r < R; ++r) {
                 #pragma unroll
-                for (ushort r = 0; r < R; ++r) {
-                    sums[r][t] += v[r][4 * j] * a.x + v[r][4 * j + 1] * a.y + v[r][4 * j + 2] * a.z
-                                + v[r][4 * j + 3] * a.w;
-                }
+                for (ushort j = 0; j < 4; ++j) { sums[r][t] += dot(v[r][j], a[j]); }
             }
         }
     }

@@ -35,6 +35,74 @@ constant ushort quant_iq2_grid[256] = {
     0xa200, 0xa418, 0xa850, 0xa904,
 };
 
+// The same as eight bytes.
+constant uint quant_iq2_bytes[512] = {
+    0x08080808u, 0x08080808u, 0x0808082bu, 0x08080808u, 0x08081919u, 0x08080808u, 0x08082b08u, 0x08080808u,
+    0x08082b2bu, 0x08080808u, 0x08190819u, 0x08080808u, 0x08191908u, 0x08080808u, 0x082b0808u, 0x08080808u,
+    0x082b082bu, 0x08080808u, 0x082b2b08u, 0x08080808u, 0x082b2b2bu, 0x08080808u, 0x19080819u, 0x08080808u,
+    0x19081908u, 0x08080808u, 0x19190808u, 0x08080808u, 0x19192b08u, 0x08080808u, 0x192b0819u, 0x08080808u,
+    0x192b1908u, 0x08080808u, 0x2b080808u, 0x08080808u, 0x2b08082bu, 0x08080808u, 0x2b082b2bu, 0x08080808u,
+    0x2b2b082bu, 0x08080808u, 0x08080819u, 0x08080819u, 0x08081908u, 0x08080819u, 0x08190808u, 0x08080819u,
+    0x08191919u, 0x08080819u, 0x19080808u, 0x08080819u, 0x2b081908u, 0x08080819u, 0x2b192b08u, 0x08080819u,
+    0x08080808u, 0x0808082bu, 0x0808082bu, 0x0808082bu, 0x082b082bu, 0x0808082bu, 0x2b08082bu, 0x0808082bu,
+    0x08080819u, 0x08081908u, 0x08081908u, 0x08081908u, 0x08190808u, 0x08081908u, 0x082b0819u, 0x08081908u,
+    0x082b1908u, 0x08081908u, 0x19080808u, 0x08081908u, 0x1908082bu, 0x08081908u, 0x19082b08u, 0x08081908u,
+    0x192b0808u, 0x08081908u, 0x2b080819u, 0x08081908u, 0x2b081908u, 0x08081908u, 0x2b190808u, 0x08081908u,
+    0x2b2b1908u, 0x08081908u, 0x08080808u, 0x08081919u, 0x0808082bu, 0x08081919u, 0x08082b08u, 0x08081919u,
+    0x082b0808u, 0x08081919u, 0x1908192bu, 0x08081919u, 0x192b2b19u, 0x08081919u, 0x2b080808u, 0x08081919u,
+    0x2b190819u, 0x08081919u, 0x08082b19u, 0x0808192bu, 0x08190808u, 0x0808192bu, 0x19080808u, 0x0808192bu,
+    0x2b081908u, 0x0808192bu, 0x2b2b1908u, 0x0808192bu, 0x08080808u, 0x08082b08u, 0x08081919u, 0x08082b08u,
+    0x08082b08u, 0x08082b08u, 0x08191908u, 0x08082b08u, 0x082b2b08u, 0x08082b08u, 0x19080819u, 0x08082b08u,
+    0x19081908u, 0x08082b08u, 0x19190808u, 0x08082b08u, 0x1919082bu, 0x08082b08u, 0x2b082b08u, 0x08082b08u,
+    0x08081908u, 0x08082b19u, 0x19080808u, 0x08082b19u, 0x0808082bu, 0x08082b2bu, 0x08191908u, 0x08082b2bu,
+    0x08080819u, 0x08190808u, 0x08081908u, 0x08190808u, 0x08190808u, 0x08190808u, 0x082b0819u, 0x08190808u,
+    0x19080808u, 0x08190808u, 0x192b0808u, 0x08190808u, 0x2b081908u, 0x08190808u, 0x2b190808u, 0x08190808u,
+    0x2b191919u, 0x08190808u, 0x08080808u, 0x08190819u, 0x08082b08u, 0x08190819u, 0x082b0808u, 0x08190819u,
+    0x19190808u, 0x08190819u, 0x19192b2bu, 0x08190819u, 0x2b080808u, 0x08190819u, 0x082b1908u, 0x0819082bu,
+    0x19081919u, 0x0819082bu, 0x08080808u, 0x08191908u, 0x08082b08u, 0x08191908u, 0x082b0808u, 0x08191908u,
+    0x082b1919u, 0x08191908u, 0x19082b19u, 0x08191908u, 0x2b080808u, 0x08191908u, 0x08192b08u, 0x08191919u,
+    0x192b082bu, 0x08191919u, 0x08080808u, 0x0819192bu, 0x0819192bu, 0x0819192bu, 0x08080819u, 0x08192b08u,
+    0x08081908u, 0x08192b08u, 0x08190808u, 0x08192b08u, 0x19080808u, 0x08192b08u, 0x2b080819u, 0x08192b08u,
+    0x08080808u, 0x08192b19u, 0x08081919u, 0x08192b19u, 0x2b2b0808u, 0x08192b19u, 0x19190819u, 0x08192b2bu,
+    0x08080808u, 0x082b0808u, 0x0808082bu, 0x082b0808u, 0x08082b2bu, 0x082b0808u, 0x19081908u, 0x082b0808u,
+    0x192b0819u, 0x082b0808u, 0x2b080808u, 0x082b0808u, 0x2b08082bu, 0x082b0808u, 0x082b2b19u, 0x082b0819u,
+    0x19082b08u, 0x082b0819u, 0x08080808u, 0x082b082bu, 0x0808082bu, 0x082b082bu, 0x08080819u, 0x082b1908u,
+    0x08081908u, 0x082b1908u, 0x08190808u, 0x082b1908u, 0x19080808u, 0x082b1908u, 0x1919192bu, 0x082b1908u,
+    0x08080808u, 0x082b1919u, 0x19080819u, 0x082b1919u, 0x192b1908u, 0x082b1919u, 0x2b190808u, 0x082b192bu,
+    0x08082b08u, 0x082b2b08u, 0x082b0808u, 0x082b2b08u, 0x2b191908u, 0x082b2b08u, 0x19081908u, 0x082b2b2bu,
+    0x08080819u, 0x19080808u, 0x08081908u, 0x19080808u, 0x08190808u, 0x19080808u, 0x08192b08u, 0x19080808u,
+    0x082b0819u, 0x19080808u, 0x082b1908u, 0x19080808u, 0x19080808u, 0x19080808u, 0x19082b08u, 0x19080808u,
+    0x1919192bu, 0x19080808u, 0x192b0808u, 0x19080808u, 0x2b080819u, 0x19080808u, 0x2b081908u, 0x19080808u,
+    0x2b190808u, 0x19080808u, 0x08080808u, 0x19080819u, 0x082b0808u, 0x19080819u, 0x192b0819u, 0x19080819u,
+    0x2b080808u, 0x19080819u, 0x2b081919u, 0x19080819u, 0x08080819u, 0x1908082bu, 0x08190808u, 0x1908082bu,
+    0x19082b08u, 0x1908082bu, 0x1919192bu, 0x1908082bu, 0x192b2b08u, 0x1908082bu, 0x08080808u, 0x19081908u,
+    0x08082b08u, 0x19081908u, 0x082b0808u, 0x19081908u, 0x2b080808u, 0x19081908u, 0x2b192b19u, 0x19081908u,
+    0x0819082bu, 0x19081919u, 0x082b1908u, 0x19081919u, 0x08080808u, 0x1908192bu, 0x08080819u, 0x19082b08u,
+    0x08081908u, 0x19082b08u, 0x08190808u, 0x19082b08u, 0x19080808u, 0x19082b08u, 0x19081919u, 0x19082b08u,
+    0x08080808u, 0x19082b19u, 0x19192b08u, 0x19082b19u, 0x192b0819u, 0x19082b19u, 0x2b08082bu, 0x19082b19u,
+    0x19081919u, 0x19082b2bu, 0x2b190808u, 0x19082b2bu, 0x08080808u, 0x19190808u, 0x08082b08u, 0x19190808u,
+    0x08190819u, 0x19190808u, 0x08192b19u, 0x19190808u, 0x082b0808u, 0x19190808u, 0x2b080808u, 0x19190808u,
+    0x2b082b08u, 0x19190808u, 0x08081908u, 0x19190819u, 0x1908082bu, 0x19190819u, 0x2b2b1908u, 0x19190819u,
+    0x2b190819u, 0x1919082bu, 0x2b190808u, 0x19191908u, 0x2b19082bu, 0x19191908u, 0x08082b2bu, 0x19191919u,
+    0x08080819u, 0x1919192bu, 0x19191908u, 0x1919192bu, 0x08080808u, 0x19192b08u, 0x08190819u, 0x19192b08u,
+    0x08192b19u, 0x19192b08u, 0x192b1908u, 0x19192b08u, 0x19080808u, 0x19192b19u, 0x08082b08u, 0x19192b2bu,
+    0x08081908u, 0x192b0808u, 0x08190808u, 0x192b0808u, 0x19080808u, 0x192b0808u, 0x192b2b08u, 0x192b0808u,
+    0x08080808u, 0x192b0819u, 0x19191919u, 0x192b0819u, 0x08192b08u, 0x192b082bu, 0x192b0808u, 0x192b082bu,
+    0x08080808u, 0x192b1908u, 0x08081919u, 0x192b1908u, 0x08190808u, 0x192b1919u, 0x0819082bu, 0x192b1919u,
+    0x2b081908u, 0x192b1919u, 0x1908082bu, 0x192b2b08u, 0x08080808u, 0x2b080808u, 0x0808082bu, 0x2b080808u,
+    0x08082b2bu, 0x2b080808u, 0x19080819u, 0x2b080808u, 0x2b08082bu, 0x2b080808u, 0x08081908u, 0x2b080819u,
+    0x08192b08u, 0x2b080819u, 0x19080808u, 0x2b080819u, 0x08190819u, 0x2b08082bu, 0x08080819u, 0x2b081908u,
+    0x08081908u, 0x2b081908u, 0x08190808u, 0x2b081908u, 0x08191919u, 0x2b081908u, 0x19080808u, 0x2b081908u,
+    0x192b0808u, 0x2b081908u, 0x08080808u, 0x2b081919u, 0x1908192bu, 0x2b081919u, 0x2b191908u, 0x2b081919u,
+    0x08082b19u, 0x2b08192bu, 0x19080808u, 0x2b08192bu, 0x192b0808u, 0x2b08192bu, 0x0808082bu, 0x2b082b08u,
+    0x08081908u, 0x2b082b19u, 0x08190819u, 0x2b082b2bu, 0x08081908u, 0x2b190808u, 0x08190808u, 0x2b190808u,
+    0x082b1908u, 0x2b190808u, 0x19080808u, 0x2b190808u, 0x2b2b0819u, 0x2b190808u, 0x0819192bu, 0x2b190819u,
+    0x2b080808u, 0x2b190819u, 0x19081919u, 0x2b19082bu, 0x08080808u, 0x2b191908u, 0x082b082bu, 0x2b191908u,
+    0x19081908u, 0x2b191908u, 0x19190819u, 0x2b191919u, 0x2b080819u, 0x2b192b08u, 0x082b0808u, 0x2b192b19u,
+    0x0808082bu, 0x2b2b0808u, 0x19190808u, 0x2b2b0808u, 0x2b081919u, 0x2b2b0808u, 0x08082b19u, 0x2b2b0819u,
+    0x08080808u, 0x2b2b082bu, 0x08192b08u, 0x2b2b1908u, 0x19190808u, 0x2b2b2b08u, 0x08081908u, 0x2b2b2b19u,
+};
+
 // 2^23 + byte: the byte lands in the mantissa, which is much faster than converting integers.
 inline float quant_byte_float(uint word, ushort i) {
 #ifdef MSL_CUDA
@@ -55,6 +123,12 @@ inline float4 quant_signed4(uint word) {
 inline float4 quant_unsigned4(uint word) {
     return float4(quant_byte_float(word, 0), quant_byte_float(word, 1), quant_byte_float(word, 2),
                   quant_byte_float(word, 3)) - 8388608.0f;
+}
+
+// Bytes below 128, negated where the four bits of `signs` say so.
+inline uint quant_negate4(uint bytes, uint signs) {
+    const uint ones = (signs * 0x00204081u) & 0x01010101u;  // bit i to byte i
+    return (bytes ^ ones * 255u) + ones;
 }
 
 inline float quant_half(device const uchar *p) { return float(as_type<half>(*(device const ushort *)p)); }
@@ -215,6 +289,102 @@ inline void quant_load16(device const uchar *w, ulong plane, ulong row, uint col
                 out[i] = d * (float(value) - 32.0f);
             }
         }
+    }
+}
+
+// ---------------------------------------------------------------- one simdgroup along a row
+//
+// 512 weights at a time, sixteen a lane, as four float4: which ones depends on the format, so that lanes
+// next to each other read memory next to each other, of the weights and of x.
+
+// Where the j-th float4 of a lane lies among the 512.
+template <uint T> inline uint quant_lane_offset(ushort lane, ushort j) {
+    if (T == GPU_F32 || T == GPU_F16 || T == GPU_BF16 || T == GPU_Q8_0_PLANES) { return 128u * j + 4u * lane; }
+    if (T == GPU_Q2_K) { return 256u * (lane / 16) + 128u * (lane % 16 / 8) + 32u * j + 4u * (lane % 8); }
+    if (T == GPU_IQ2_XXS_PLANES) { return 256u * (j / 2) + 8u * lane + 4u * (j % 2); }
+    return 16u * lane + 4u * j;
+}
+
+// The lane's weights of [k0, k0 + 512) in row `row`; zeros past the end.
+template <uint T>
+inline void quant_lane16(device const uchar *w, ulong plane, ulong row, uint columns, uint k0, ushort lane,
+                         thread float4 *out) {
+    device const uchar *line = w + row * quant_row_bytes<T>(columns);
+    if (T == GPU_F32 || T == GPU_F16 || T == GPU_BF16 || T == GPU_Q8_0_PLANES) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            const uint k = k0 + 128u * j + 4u * lane;
+            float4 v = float4(0.0f);
+            if (k < columns) {
+                if (T == GPU_F32) {
+                    v = *(device const float4 *)(line + ulong(k) * 4);
+                } else if (T == GPU_Q8_0_PLANES) {
+                    const float d = quant_half(w + plane + (row * (columns / 32) + k / 32) * 2);
+                    v = quant_signed4(*(device const uint *)(line + k)) * d;
+                } else {
+                    const uint2 two = *(device const uint2 *)(line + ulong(k) * 2);
+                    if (T == GPU_F16) {
+                        v = float4(float(as_type<half>(ushort(two.x & 0xffffu))), float(as_type<half>(ushort(two.x >> 16))),
+                                   float(as_type<half>(ushort(two.y & 0xffffu))), float(as_type<half>(ushort(two.y >> 16))));
+                    } else {
+                        v = float4(as_type<float>(two.x << 16), as_type<float>(two.x & 0xffff0000u),
+                                   as_type<float>(two.y << 16), as_type<float>(two.y & 0xffff0000u));
+                    }
+                }
+            }
+            out[j] = v;
+        }
+    } else if (T == GPU_Q2_K) {
+        const uint k = k0 + 256u * (lane / 16);
+        const ushort h = lane % 16 / 8, word = lane % 8;
+        for (ushort j = 0; j < 4; ++j) { out[j] = float4(0.0f); }
+        if (k < columns) {
+            device const uchar *block = line + ulong(k / 256) * 84;
+            const uint q = *(device const uint *)(block + 16 + 32 * h + 4 * word);
+            // Scales 8h + 2s + half of shifts s = 0 … 3.
+            const uint2 scales = uint2(*(device const uint *)(block + 8 * h), *(device const uint *)(block + 8 * h + 4));
+            const float d = quant_half(block + 80), least = quant_half(block + 82);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                const uint both = j < 2 ? scales.x : scales.y;
+                const uint sub = (both >> (16 * (j & 1) + 8 * (word / 4))) & 0xffu;
+                out[j] = quant_unsigned4((q >> (2 * j)) & 0x03030303u) * (d * float(sub & 15u)) - least * float(sub >> 4);
+            }
+        }
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        #pragma unroll
+        for (ushort e = 0; e < 2; ++e) {
+            const uint k = k0 + 256u * e + 8u * lane;
+            out[2 * e] = float4(0.0f);
+            out[2 * e + 1] = float4(0.0f);
+            if (k < columns) {
+                const uint2 group = *(device const uint2 *)(line + ulong(k / 32) * 8);
+                const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
+                const float scale = d * float(2u * (group.y >> 28) + 1u) * 0.125f;
+                const uint entry = lane & 3;
+                const uint seven = (group.y >> (7u * entry)) & 127u;
+                const uint signs = seven | (popcount(seven) & 1u) << 7;
+                const uint grid = 2u * ((group.x >> (8u * entry)) & 255u);
+                out[2 * e] = quant_signed4(quant_negate4(quant_iq2_bytes[grid], signs & 15u)) * scale;
+                out[2 * e + 1] = quant_signed4(quant_negate4(quant_iq2_bytes[grid + 1], signs >> 4)) * scale;
+            }
+        }
+    } else {
+        const uint k = k0 + 16u * lane;
+        float v[16];
+        for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
+        if (k < columns) { quant_load16<T>(w, plane, row, columns, k, v); }
+        for (ushort j = 0; j < 4; ++j) { out[j] = float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]); }
+    }
+}
+
+// The lane's values of x in the same order; past the end whatever row 0 of 512 has, times zero weights.
+template <uint T>
+inline void quant_lane_x(device const float *x, uint columns, uint k0, ushort lane, thread float4 *out) {
+    #pragma unroll
+    for (ushort j = 0; j < 4; ++j) {
+        const uint k = k0 + quant_lane_offset<T>(lane, j);
+        out[j] = k < columns ? *(device const float4 *)(x + k) : float4(0.0f);
     }
 }
 
