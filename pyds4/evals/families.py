@@ -40,7 +40,7 @@ _REPHRASED: Final = frozenset(
 _PLAIN_TALK: Final = tuple(TASKS)
 DISTANCES: Final = (300, 700, 1500, 1900, 2800, 3700, 6000, 8000, 12000, 15500)
 """Lengths of the texts of the ``recall@`` families, in tokens."""
-CHARACTERS_PER_TOKEN: Final = 3.7
+CHARACTERS_PER_TOKEN: Final = 4.5
 """Of generated sentences, with the demo model's vocabulary."""
 
 
@@ -66,7 +66,7 @@ def alone(source: Source, thinking: bool, family: str) -> Sample:
 
 def chat(source: Source, thinking: bool) -> Sample:
     """Several questions in a row."""
-    count = source.integer(2, 4 if source.budget < 4000 else 10)
+    count = source.integer(2, min(40, max(4, source.budget // 700)))
     exchanges = [any_task(source).exchange(thinking) for _ in range(count)]
     system = prompts.system_prompt(source, source.budget // 2, [])
     return Sample("chat", exchanges, thinking, system)
@@ -101,8 +101,8 @@ def persona(source: Source, thinking: bool) -> Sample:
 def recall_near(source: Source, thinking: bool) -> Sample:
     """A fact within the budget."""
     characters = int(60 * (source.budget * 0.8 / 90) ** source.random.random())
-    if source.chance(0.15):
-        characters = int(source.budget * source.random.uniform(0.5, 0.85))
+    if source.chance(0.15 if source.budget < 12000 else 0.7):
+        characters = int(source.budget * source.random.uniform(0.3, 1.0))
     system = prompts.system_prompt(source, 200, [])
     exchange = recall.needle(source, characters).exchange(thinking)
     return Sample("recall", [exchange], thinking, system)
@@ -117,7 +117,7 @@ def recall_at(source: Source, thinking: bool, distance: int) -> Sample:
 
 def recall_turns(source: Source, thinking: bool) -> Sample:
     """A fact told some turns ago; only the question about it counts."""
-    characters = int(60 * (min(source.budget, 8000) / 90) ** source.random.random())
+    characters = int(60 * (min(source.budget, 40000) / 90) ** source.random.random())
     exchanges = recall.told_before(source, characters, any_task, thinking)
     system = prompts.system_prompt(source, 200, [])
     last = len(exchanges) - 1
