@@ -17,7 +17,8 @@ static uint8_t exponent_above(float x) {
     memcpy(&bits, &x, sizeof bits);
     uint32_t e = (bits >> 23) & 0xff;
     if (bits & 0x7fffff) e++;
-    return (uint8_t)(e > 254 ? 254 : e);
+    /* 2^119 at most: the largest code, 448, must not become infinite when it is decoded. */
+    return (uint8_t)(e > 246 ? 246 : e);
 }
 
 static float from_bits(uint32_t bits) {
@@ -73,8 +74,9 @@ static void rope_encode(const float *x, int64_t rope, uint8_t *scale, uint8_t *w
     for (int64_t w = 0; w < rope_words(rope); w++) {
         uint64_t word = 0;
         for (int64_t i = w * ROPE_A_WORD; i < rope && i < (w + 1) * ROPE_A_WORD; i++) {
-            int64_t q = (int64_t)rintf(x[i] == x[i] ? x[i] * inverse : 0.0f);
-            q = q > 0xfffff ? 0xfffff : q < -0x100000 ? -0x100000 : q;
+            float v = x[i] == x[i] ? rintf(x[i] * inverse) : 0.0f;
+            /* Limited before the conversion, which no integer of an infinity survives. */
+            int64_t q = (int64_t)(v > 0xfffff ? 0xfffff : v < -0x100000 ? -0x100000 : v);
             word |= ((uint64_t)q & 0x1fffff) << (ROPE_BITS * (i % ROPE_A_WORD));
         }
         memcpy(words + 8 * w, &word, sizeof word);
