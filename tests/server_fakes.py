@@ -52,6 +52,8 @@ class FakeSession:
     def logits(self) -> Logits:
         scores = np.zeros(self.engine.config.vocab_size, np.float32)
         scores[self.next_token()] = 20.0
+        if self.engine.has_no_numbers:
+            scores[:] = np.nan
         return scores
 
     def next_token(self) -> int:
@@ -120,6 +122,7 @@ class FakeEngine:
         self.evaluated = 0
         self.fail_step: Exception | None = None
         self.fail_item: PyDS4Error | None = None
+        self.has_no_numbers = False
         self.gate = threading.Event()
         self.gate.set()
         self._thread: int | None = None

@@ -240,9 +240,9 @@ class Scheduler:
             waiting.popleft()
             try:
                 self._begin(job)
-            except PyDS4Error as error:
-                log.warning("a request could not be started: %s", error)
-                self._emit(job, 0, Failed(str(error)))
+            except Exception as error:
+                log.exception("a request could not be started")
+                self._emit(job, 0, Failed(_told(error)))
             finally:
                 self._waiting(-1)
 
@@ -294,7 +294,12 @@ class Scheduler:
             prefilled=sum(w.prompt_tokens for w in work),
         )
         for w, result in zip(work, results, strict=True):
-            self._take(w, result)
+            try:
+                self._take(w, result)
+            except Exception as error:
+                # Our mistake, or a sampler without a number: it costs this request, not the rest.
+                log.exception("a token could not be taken")
+                self._fail(w.sequence, error)
 
     def _plan(self) -> list[_Work]:
         """The items of the next step: every decoder, and prompts within the step's share."""
@@ -398,14 +403,13 @@ class Scheduler:
 
     def _fail(self, sequence: Answering, error: BaseException) -> None:
         """End every answer of the request; their sessions are of no use any more."""
-        message = str(error) if isinstance(error, PyDS4Error) else "the engine failed"
         self.counters.failed += 1
         for other in [s for s in self._active if s.job is sequence.job]:
             if other.session is not None:
                 self._pool.discard(other.session)
                 other.session = None
             self._remove(other)
-        self._emit(sequence.job, sequence.choice, Failed(message))
+        self._emit(sequence.job, sequence.choice, Failed(_told(error)))
 
     def _end(self, sequence: Answering, event: Event) -> None:
         self._remove(sequence)
@@ -437,6 +441,11 @@ class Scheduler:
             self._loop.call_soon_threadsafe(self._deliver, outbox)
         except RuntimeError:
             log.warning("the event loop is closed; %d requests lose their answers", len(outbox))
+
+
+def _told(error: BaseException) -> str:
+    """What a client is told of ``error``: our own mistakes are for the log."""
+    return str(error) if isinstance(error, PyDS4Error) else "internal error"
 
 
 def _item(session: SessionLike, tokens: list[int], sampler: Sampler | None) -> StepItem:

@@ -48,6 +48,19 @@ def names(tools: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(tool["function"]["name"] for tool in tools)
 
 
+def required(allowed: Sequence[str], param: str) -> tuple[str, ...]:
+    """The tools one of which must be called.
+
+    Raises:
+        InvalidRequestError: there is none.
+    """
+    if not allowed:
+        raise InvalidRequestError(
+            f"{param} demands a call, but there is no tool to call", param=param
+        )
+    return tuple(allowed)
+
+
 def chosen(tools: Sequence[dict[str, Any]], name: str, param: str) -> tuple[str, ...]:
     """The one tool that a request names.
 

@@ -46,11 +46,21 @@ MESSAGES = "/v1/messages"
         ({"tools": [{"type": "function"}]}, "tools[0]", "only tools of type"),
         ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0]", "not 'custom'"),
         ({"tools": [{"type": "function", "function": {"name": 'a"b'}}]}, "tools[0]", "name"),
-        ({"tool_choice": "required"}, "tool_choice", "tools is empty"),
+        ({"tool_choice": "required"}, "tool_choice", "no tool to call"),
         (
             {"tool_choice": {"type": "function", "function": {"name": "nope"}}},
             "tool_choice",
             "not in tools",
+        ),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "required", "tools": []},
+                }
+            },
+            "tool_choice",
+            "no tool to call",
         ),
         ({"stop": [1]}, "stop", "string"),
         ({"stream": "yes"}, "stream", "boolean"),

@@ -203,6 +203,19 @@ async def test_an_engine_error_reaches_the_client_and_the_server_lives(serve: Se
         assert engine.open_sessions == 1
 
 
+async def test_logits_without_a_number_cost_one_request_not_the_server(serve: Serve) -> None:
+    engine = FakeEngine([LONG, "Hello!"], step_s=0.002)
+    async with serve(engine) as served:
+        other = asyncio.create_task(ask(served, "unharmed", max_tokens=60))
+        await until(lambda: len(engine.steps) > 3)
+        engine.has_no_numbers = True
+        with pytest.raises(openai.InternalServerError, match="no logit is a number"):
+            await ask(served, "broken", frequency_penalty=1)
+        engine.has_no_numbers = False
+        assert (await other).usage.completion_tokens == 60
+        assert (await ask(served, "next", frequency_penalty=1)).choices[0].message.content
+
+
 async def test_an_error_in_a_stream_is_its_last_event(serve: Serve) -> None:
     engine = FakeEngine([LONG], step_s=0.002)
     async with serve(engine) as served:

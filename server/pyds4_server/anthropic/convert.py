@@ -215,11 +215,7 @@ def _tool_choice(
     if choice.type == "none":
         return "none", ()
     if choice.type == "any":
-        if not tools:
-            raise InvalidRequestError(
-                "tool_choice: 'any' needs at least one tool", param="tool_choice"
-            )
-        return "required", declared_tools.names(tools)
+        return "required", declared_tools.required(declared_tools.names(tools), "tool_choice")
     return "required", declared_tools.chosen(tools, choice.name or "", "tool_choice.name")
 
 

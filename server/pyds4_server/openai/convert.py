@@ -154,11 +154,10 @@ def _tool_choice(
         if choice.allowed_tools.mode == "auto":
             return "auto", ()
         named = [_allowed_name(tool) for tool in choice.allowed_tools.tools]
-        return "required", tuple(declared_tools.chosen(tools, name, param)[0] for name in named)
+        allowed = [declared_tools.chosen(tools, name, param)[0] for name in named]
+        return "required", declared_tools.required(allowed, param)
     if choice == "required":
-        if not tools:
-            raise InvalidRequestError("tool_choice is 'required' but tools is empty", param=param)
-        return "required", declared_tools.names(tools)
+        return "required", declared_tools.required(declared_tools.names(tools), param)
     return ("none", ()) if choice == "none" else ("auto", ())
 
 

@@ -161,9 +161,8 @@ def _tool_choice(
                 return "auto", ()
             sent = choice.tools or ()
             flat = [flat_name(str(t.get("name")), _string(t.get("namespace"))) for t in sent]
-            return "required", tuple(
-                declared_tools.chosen(tools, name, "tool_choice")[0] for name in flat
-            )
+            allowed = [declared_tools.chosen(tools, name, "tool_choice")[0] for name in flat]
+            return "required", declared_tools.required(allowed, "tool_choice")
         if choice.type in ("function", "custom"):
             name = flat_name(choice.name or "", choice.namespace)
             return "required", declared_tools.chosen(tools, name, "tool_choice")
@@ -171,11 +170,7 @@ def _tool_choice(
             f"tool_choice: no such kind of tool here: {choice.type!r}", param="tool_choice"
         )
     if choice == "required":
-        if not tools:
-            raise InvalidRequestError(
-                "tool_choice is 'required' but tools is empty", param="tool_choice"
-            )
-        return "required", declared_tools.names(tools)
+        return "required", declared_tools.required(declared_tools.names(tools), "tool_choice")
     return ("none", ()) if choice == "none" else ("auto", ())
 
 
