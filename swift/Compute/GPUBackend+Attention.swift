@@ -107,7 +107,8 @@ extension GPUBackend {
     public func attend(_ call: AttentionCall) throws {
         let n = call.q.rows, groups = (call.heads + Self.attentionHeads - 1) / Self.attentionHeads
         let mostRows = call.window + (call.selection?.rows.width ?? call.compressed?.capacity ?? 0)
-        let splits = max(1, min(Self.attentionGroups / (n * groups), (mostRows + 15) / 16, 32))
+        let usesTiles = !isExact && n > Self.fewTokens && call.format.dim == 512
+        let splits = usesTiles ? 1 : max(1, min(Self.attentionGroups / (n * groups), (mostRows + 15) / 16, 32))
         let mark = arena.mark()
         let parts = try arena.tensor(splits * n * call.heads, call.format.dim)
         let sums = try arena.tensor(splits * n * call.heads, 2)
@@ -117,7 +118,8 @@ extension GPUBackend {
             ratio: call.compressed == nil ? 0 : UInt32(call.ratio),
             rows_per_page: UInt32(call.compressed?.rowsPerPage ?? 1), top: UInt32(call.selection?.rows.width ?? 0),
             splits: UInt32(splits), scale: call.scale)
-        dispatch(.attention_split, (splits, groups, n),
+        dispatch(usesTiles ? .attention_tiles : .attention_split,
+                 usesTiles ? ((call.heads + 31) / 32, n, 1) : (splits, groups, n),
                  [call.q.floats.raw, call.ring.contents.raw, call.chunk.raw, pages, call.selection?.rows.ints.raw,
                   call.selection?.counts.ints.raw, call.positions.ints.raw, parts.floats.raw, sums.floats.raw], arguments)
         dispatch(.attention_merge, (call.heads, n, 1),

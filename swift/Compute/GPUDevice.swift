@@ -38,7 +38,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     case kv_key_rows, kv_index_queries
     case compressor_step, compressor_rows, compressor_state
     case indexer_score, indexer_top_k
-    case attention_split, attention_merge
+    case attention_split, attention_tiles, attention_merge
     case router_top_k, router_hash
     case experts_gate_up, experts_down, experts_sort, experts_swiglu, shared_swiglu, experts_sum
     case sampling_argmax

@@ -29,6 +29,8 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
     /// Prompts are evaluated in chunks that end at multiples of this many tokens; results do not
     /// depend on it. Larger chunks read experts less often, smaller ones answer a cancel sooner.
     static let chunkTokens = 512
+    /// The same for this engine's backend: a multiple of it.
+    var chunkTokens: Int { model.backend.chunkTokens }
     /// Tokens of all sessions in one forward pass.
     static let batchTokens = 2048
 

@@ -27,14 +27,14 @@ extension Engine {
         }
         var done = work.map { _ in 0 }
         while true {
-            var spans: [Span] = [], indices: [Int] = [], room = Self.batchTokens
+            var spans: [Span] = [], indices: [Int] = [], room = max(Self.batchTokens, chunkTokens)
             for (index, item) in work.enumerated() where errors[index] == nil && done[index] < item.tokens.count {
                 if item.session.takeCancellation() {
                     errors[index] = .cancelled(position: item.session.tokens.count)
                     continue
                 }
                 let position = item.session.tokens.count
-                let toBoundary = Self.chunkTokens - position % Self.chunkTokens
+                let toBoundary = chunkTokens - position % chunkTokens
                 let count = item.session.stepLimit(min(item.tokens.count - done[index], toBoundary))
                 guard count <= room else { continue }
                 room -= count

@@ -109,6 +109,10 @@ MSL_D void msl_ldmatrix_x4(uint (&r)[4], const half *p) {
     uint a = (uint)__cvta_generic_to_shared(p);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
 }
+MSL_D void msl_ldmatrix_x4_trans(uint (&r)[4], const half *p) {
+    uint a = (uint)__cvta_generic_to_shared(p);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+}
 MSL_D void msl_mma_m16n8k16(float *c, const uint *a, const uint *b) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -207,14 +211,16 @@ using namespace metal;
 //
 //   attention_split   one share of a token's rows for ATT_HEADS heads  -> parts [splits, n, heads, dim], and
 //                                                                          sums [splits, n, heads] of (maximum, sum)
+//   attention_tiles   the same with one share, heads of 512, products in half on the matrix units: for prompts
 //   attention_merge   the shares, the sink, the inverse rotation       -> out [n, heads, dim]; and the last rows
 //                                                                          of the call into their slots of the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
 // the selected ones, or the first (p + 1) / ratio.
 //
-// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); merge: x heads, y tokens
-// Precision  f32
+// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); tiles: x groups of 32 heads,
+//            y tokens; merge: x heads, y tokens
+// Precision  f32; tiles: queries, rows and weights of rows rounded to half, sums f32
 // CPU twin   CKernels/attention.c
 // Origin     ours
 
@@ -588,7 +594,111 @@ msl_inline void kv_turn(msl_threadgroup float *pair, float2 turn) {
 
 #endif
 
-#line 18 "attention.metal"
+#line 20 "attention.metal"
+#line 1 "tile.h"
+// tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
+// simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
+// either branch, emulated.
+//
+// A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
+// memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
+#ifndef TILE_H
+#define TILE_H
+
+using namespace metal;
+#define TILE 16
+
+#ifdef MSL_TILE_MMA       // CUDA; on the host -DMSL_TILE_MMA runs this branch too, with ldmatrix and mma emulated
+struct tile_a { uint r[4]; };
+struct tile_b { uint r[4]; };
+struct tile_c { float r[8]; };
+msl_inline void tile_zero(msl_thread tile_c &c) { for (int i = 0; i < 8; ++i) c.r[i] = 0.0f; }
+msl_inline void tile_load_a(msl_thread tile_a &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4(t.r, p + (lane & 15) * ld + (lane >> 4) * 8);
+}
+msl_inline void tile_load_bt(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4(t.r, p + ((lane & 7) + ((lane >> 4) << 3)) * ld + ((lane >> 3) & 1) * 8);
+}
+// B as it lies for values: [k, 16] row-major.
+msl_inline void tile_load_b(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4_trans(t.r, p + ((lane & 7) + ((lane >> 3) & 1) * 8) * ld + (lane >> 4) * 8);
+}
+// Row r of c times factors[r].
+msl_inline void tile_scale_rows(msl_thread tile_c &c, msl_threadgroup const float *factors, ushort lane) {
+    const float low = factors[lane >> 2], high = factors[(lane >> 2) + 8];
+    for (int h = 0; h < 2; ++h) {
+        c.r[h * 4] *= low;
+        c.r[h * 4 + 1] *= low;
+        c.r[h * 4 + 2] *= high;
+        c.r[h * 4 + 3] *= high;
+    }
+}
+// Adds what tile_stage put there.
+msl_inline void tile_add(msl_thread tile_c &c, msl_threadgroup const float *p, uint ld, ushort lane) {
+    const uint r = lane >> 2, x = (lane & 3) * 2;
+    for (int h = 0; h < 2; ++h) {
+        const float2 low = *(msl_threadgroup const float2 *)(p + r * ld + h * 8 + x);
+        const float2 high = *(msl_threadgroup const float2 *)(p + (r + 8) * ld + h * 8 + x);
+        c.r[h * 4] += low.x;
+        c.r[h * 4 + 1] += low.y;
+        c.r[h * 4 + 2] += high.x;
+        c.r[h * 4 + 3] += high.y;
+    }
+}
+msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread tile_b &b) {
+    msl_mma_m16n8k16(c.r, a.r, b.r);
+    msl_mma_m16n8k16(c.r + 4, a.r, b.r + 2);
+}
+msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
+    const uint r = lane >> 2, x = (lane & 3) * 2;
+    for (int h = 0; h < 2; ++h) {
+        *(msl_threadgroup float2 *)(p + r * ld + h * 8 + x)       = float2(c.r[h * 4 + 0], c.r[h * 4 + 1]);
+        *(msl_threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
+    }
+}
+#else
+struct tile_a { simdgroup_half8x8 m[2][2]; };
+struct tile_b { simdgroup_half8x8 m[2][2]; };
+struct tile_c { simdgroup_float8x8 m[2][2]; };
+msl_inline void tile_zero(msl_thread tile_c &c) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) c.m[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+}
+msl_inline void tile_load_a(msl_thread tile_a &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int k = 0; k < 2; ++k) simdgroup_load(t.m[i][k], p + i * 8 * ld + k * 8, ld);
+}
+msl_inline void tile_load_bt(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + j * 8 * ld + k * 8, ld, ulong2(0), true);
+}
+msl_inline void tile_load_b(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
+    for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + k * 8 * ld + j * 8, ld);
+}
+msl_inline void tile_scale_rows(msl_thread tile_c &c, msl_threadgroup const float *factors, ushort lane) {
+    // Which row of an 8 × 8 matrix a lane's two elements belong to.
+    const ushort row = (lane / 4 & 4) + lane / 2 % 4;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        c.m[i][j].thread_elements()[0] *= factors[i * 8 + row];
+        c.m[i][j].thread_elements()[1] *= factors[i * 8 + row];
+    }
+}
+msl_inline void tile_add(msl_thread tile_c &c, msl_threadgroup const float *p, uint ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        simdgroup_float8x8 m;
+        simdgroup_load(m, p + i * 8 * ld + j * 8, ld);
+        c.m[i][j].thread_elements()[0] += m.thread_elements()[0];
+        c.m[i][j].thread_elements()[1] += m.thread_elements()[1];
+    }
+}
+msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread tile_b &b) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int k = 0; k < 2; ++k)
+        simdgroup_multiply_accumulate(c.m[i][j], a.m[i][k], b.m[k][j], c.m[i][j]);
+}
+msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
+}
+#endif
+#endif
+
+#line 21 "attention.metal"
 using namespace metal;
 
 #define ATT_SIMDGROUPS 8
@@ -718,6 +828,169 @@ MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uch
             }
             if (lane == 0) { sums[place] = float2(top[h], weight[h]); }
         }
+    }
+}
+
+#define TILES_DIM 512
+#define TILES_HEADS 32
+#define TILES_ROWS 16
+#define TILES_LD (TILES_DIM + 8)
+#define TILES_WEIGHT_LD (TILES_ROWS + 8)
+
+// Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones.
+[[max_total_threads_per_threadgroup(256)]]
+MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, msl_constant gpu_attention & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl uint4 row_memory[TILES_ROWS * TILES_LD / 8];
+    threadgroup_decl float4 partial_memory[4 * TILES_HEADS * TILES_ROWS / 4];
+    threadgroup_decl uint4 weight_memory[TILES_HEADS * TILES_WEIGHT_LD / 8];
+    threadgroup_decl float fades[TILES_HEADS];
+    msl_threadgroup half *rows = (msl_threadgroup half *)row_memory;
+    msl_threadgroup float *partial = (msl_threadgroup float *)partial_memory;
+    msl_threadgroup half *weights = (msl_threadgroup half *)weight_memory;
+
+    const uint token = tg.y, head = tg.x * TILES_HEADS, channel = sg * 64u;
+    const uint first = uint(positions[0]), position = uint(positions[token]);
+    const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
+    const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
+    const uint all = in_window + compressed;
+
+    // Queries become matrices by way of the rows' memory, sixteen heads at a time.
+    tile_a query[2][4];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        for (ushort e = tid; e < TILES_ROWS * TILES_DIM / 4; e += 256) {
+            const uint h = min(head + i * 16u + e / 128, p.heads - 1);
+            const float4 v = *(msl_device const float4 *)(q + (ulong(token) * p.heads + h) * TILES_DIM + e % 128 * 4);
+            *(msl_threadgroup half4 *)(rows + e / 128 * TILES_LD + e % 128 * 4) = half4(v * p.scale);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) { tile_load_a(query[i][k], rows + channel + 16 * k, TILES_LD, lane); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    tile_c sum[2][4];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { tile_zero(sum[i][j]); }
+    }
+    // Of head tid / 8, the same in eight lanes.
+    float top = -1.0e30f, weight = 0.0f;
+    for (uint at = 0; at < all; at += TILES_ROWS) {
+        // Sixteen threads decode a row; rows past the end repeat the last one and weigh nothing.
+        const uint place = at + tid / 16;
+        const uint some = min(place, all - 1);
+        msl_device const uchar *line;
+        if (some < in_window) {
+            const uint seen = start + some;
+            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
+                                : chunk + ulong(seen - first) * p.format.bytes;
+        } else {
+            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + some - in_window]) : some - in_window;
+            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
+        }
+        for (ushort j = 0; j < TILES_DIM / 64; ++j) {
+            const uint i = (tid & 15) + 16 * j;
+            *(msl_threadgroup half4 *)(rows + tid / 16 * TILES_LD + 4 * i) = half4(kv_decode4(p.format, line, i));
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        tile_c score[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) { tile_zero(score[i]); }
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) {
+            tile_b key;
+            tile_load_bt(key, rows + channel + 16 * k, TILES_LD, lane);
+            #pragma unroll
+            for (ushort i = 0; i < 2; ++i) { tile_mma(score[i], query[i][k], key); }
+        }
+        msl_threadgroup float *slot = partial + (sg & 3) * (TILES_HEADS * TILES_ROWS);
+        if (sg >= 4) {
+            for (ushort i = 0; i < 2; ++i) { tile_stage(score[i], slot + i * 256, TILES_ROWS, lane); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (sg < 4) {
+            for (ushort i = 0; i < 2; ++i) {
+                tile_add(score[i], slot + i * 256, TILES_ROWS, lane);
+                simdgroup_barrier(mem_flags::mem_threadgroup);
+                tile_stage(score[i], slot + i * 256, TILES_ROWS, lane);
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        // Head tid / 8, rows 2·(tid % 8) and the next.
+        float2 s = float2(0.0f);
+        #pragma unroll
+        for (ushort g = 0; g < 4; ++g) {
+            s = s + *(msl_threadgroup const float2 *)(partial + g * (TILES_HEADS * TILES_ROWS) + tid * 2);
+        }
+        const uint row = at + (tid & 7) * 2;
+        s.x = row < all ? s.x : -1.0e30f;
+        s.y = row + 1 < all ? s.y : -1.0e30f;
+        float most = max(s.x, s.y);
+        most = max(most, simd_shuffle_xor(most, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        most = max(max(most, simd_shuffle_xor(most, 4)), top);
+        const float fade = exp(top - most);
+        s = float2(exp(s.x - most), exp(s.y - most));
+        float added = s.x + s.y;
+        added += simd_shuffle_xor(added, 1);
+        added += simd_shuffle_xor(added, 2);
+        added += simd_shuffle_xor(added, 4);
+        top = most;
+        weight = weight * fade + added;
+        weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2] = half(s.x);
+        weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2 + 1] = half(s.y);
+        if ((tid & 7) == 0) { fades[tid / 8] = fade; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        tile_a share[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            tile_load_a(share[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { tile_scale_rows(sum[i][j], fades + 16 * i, lane); }
+        }
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            tile_b value;
+            tile_load_b(value, rows + channel + 16 * j, TILES_LD, lane);
+            #pragma unroll
+            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], share[i], value); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    msl_threadgroup float *mine = partial + sg * 256;
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            tile_stage(sum[i][j], mine, 16, lane);
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            for (ushort e = lane / 16; e < 16; e += 2) {
+                const uint h = head + i * 16 + e;
+                if (h < p.heads) {
+                    parts[(ulong(token) * p.heads + h) * TILES_DIM + channel + 16 * j + (lane & 15)]
+                        = mine[e * 16 + (lane & 15)];
+                }
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+        }
+    }
+    if ((tid & 7) == 0 && head + tid / 8 < p.heads) {
+        sums[ulong(token) * p.heads + head + tid / 8] = float2(top, weight);
     }
 }
 
@@ -2051,64 +2324,6 @@ MSL_KERNEL void kv_index_queries(msl_device float * q, msl_device const float2 *
 // Origin     ours
 
 #line 18 "matmul.metal"
-#line 1 "tile.h"
-// tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
-// simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
-// either branch, emulated.
-//
-// A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
-// memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
-#ifndef TILE_H
-#define TILE_H
-
-using namespace metal;
-#define TILE 16
-
-#ifdef MSL_TILE_MMA       // CUDA; on the host -DMSL_TILE_MMA runs this branch too, with ldmatrix and mma emulated
-struct tile_a { uint r[4]; };
-struct tile_b { uint r[4]; };
-struct tile_c { float r[8]; };
-msl_inline void tile_zero(msl_thread tile_c &c) { for (int i = 0; i < 8; ++i) c.r[i] = 0.0f; }
-msl_inline void tile_load_a(msl_thread tile_a &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
-    msl_ldmatrix_x4(t.r, p + (lane & 15) * ld + (lane >> 4) * 8);
-}
-msl_inline void tile_load_bt(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
-    msl_ldmatrix_x4(t.r, p + ((lane & 7) + ((lane >> 4) << 3)) * ld + ((lane >> 3) & 1) * 8);
-}
-msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread tile_b &b) {
-    msl_mma_m16n8k16(c.r, a.r, b.r);
-    msl_mma_m16n8k16(c.r + 4, a.r, b.r + 2);
-}
-msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
-    const uint r = lane >> 2, x = (lane & 3) * 2;
-    for (int h = 0; h < 2; ++h) {
-        *(msl_threadgroup float2 *)(p + r * ld + h * 8 + x)       = float2(c.r[h * 4 + 0], c.r[h * 4 + 1]);
-        *(msl_threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
-    }
-}
-#else
-struct tile_a { simdgroup_half8x8 m[2][2]; };
-struct tile_b { simdgroup_half8x8 m[2][2]; };
-struct tile_c { simdgroup_float8x8 m[2][2]; };
-msl_inline void tile_zero(msl_thread tile_c &c) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) c.m[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
-}
-msl_inline void tile_load_a(msl_thread tile_a &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
-    for (int i = 0; i < 2; ++i) for (int k = 0; k < 2; ++k) simdgroup_load(t.m[i][k], p + i * 8 * ld + k * 8, ld);
-}
-msl_inline void tile_load_bt(msl_thread tile_b &t, msl_threadgroup const half *p, ushort ld, ushort lane) {
-    for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + j * 8 * ld + k * 8, ld, ulong2(0), true);
-}
-msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread tile_b &b) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int k = 0; k < 2; ++k)
-        simdgroup_multiply_accumulate(c.m[i][j], a.m[i][k], b.m[k][j], c.m[i][j]);
-}
-msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
-}
-#endif
-#endif
-
 #line 19 "matmul.metal"
 using namespace metal;
 
@@ -2677,6 +2892,7 @@ MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int 
 }
 
 extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32) msl_attention_split(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_split(q, ring, chunk, pages, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(256) msl_attention_tiles(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_tiles(q, ring, chunk, pages, selected, counts, positions, parts, sums, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * chunk, msl_device const int * positions, msl_device float * out, msl_device uchar * ring, const __grid_constant__ gpu_attention p) { attention_merge(parts, sums, sinks, table, chunk, positions, out, ring, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_step(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_rows(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }

@@ -3,18 +3,21 @@
 //
 //   attention_split   one share of a token's rows for ATT_HEADS heads  -> parts [splits, n, heads, dim], and
 //                                                                          sums [splits, n, heads] of (maximum, sum)
+//   attention_tiles   the same with one share, heads of 512, products in half on the matrix units: for prompts
 //   attention_merge   the shares, the sink, the inverse rotation       -> out [n, heads, dim]; and the last rows
 //                                                                          of the call into their slots of the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
 // the selected ones, or the first (p + 1) / ratio.
 //
-// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); merge: x heads, y tokens
-// Precision  f32
+// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); tiles: x groups of 32 heads,
+//            y tokens; merge: x heads, y tokens
+// Precision  f32; tiles: queries, rows and weights of rows rounded to half, sums f32
 // CPU twin   CKernels/attention.c
 // Origin     ours
 #include <metal_stdlib>
 #include "kv_rows.h"
+#include "tile.h"
 using namespace metal;
 
 #define ATT_SIMDGROUPS 8
@@ -144,6 +147,169 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
             }
             if (lane == 0) { sums[place] = float2(top[h], weight[h]); }
         }
+    }
+}
+
+#define TILES_DIM 512
+#define TILES_HEADS 32
+#define TILES_ROWS 16
+#define TILES_LD (TILES_DIM + 8)
+#define TILES_WEIGHT_LD (TILES_ROWS + 8)
+
+// Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones.
+[[max_total_threads_per_threadgroup(256)]]
+kernel void attention_tiles(device const float *q              [[buffer(0)]],
+                            device const uchar *ring           [[buffer(1)]],
+                            device const uchar *chunk          [[buffer(2)]],
+                            device const kv_page *pages        [[buffer(3)]],
+                            device const int *selected         [[buffer(4)]],
+                            device const int *counts           [[buffer(5)]],
+                            device const int *positions        [[buffer(6)]],
+                            device float *parts                [[buffer(7)]],
+                            device float2 *sums                [[buffer(8)]],
+                            constant gpu_attention &p          [[buffer(9)]],
+                            uint2 tg                           [[threadgroup_position_in_grid]],
+                            ushort tid                         [[thread_index_in_threadgroup]],
+                            ushort sg                          [[simdgroup_index_in_threadgroup]],
+                            ushort lane                        [[thread_index_in_simdgroup]])
+{
+    threadgroup uint4 row_memory[TILES_ROWS * TILES_LD / 8];
+    threadgroup float4 partial_memory[4 * TILES_HEADS * TILES_ROWS / 4];
+    threadgroup uint4 weight_memory[TILES_HEADS * TILES_WEIGHT_LD / 8];
+    threadgroup float fades[TILES_HEADS];
+    threadgroup half *rows = (threadgroup half *)row_memory;
+    threadgroup float *partial = (threadgroup float *)partial_memory;
+    threadgroup half *weights = (threadgroup half *)weight_memory;
+
+    const uint token = tg.y, head = tg.x * TILES_HEADS, channel = sg * 64u;
+    const uint first = uint(positions[0]), position = uint(positions[token]);
+    const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
+    const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
+    const uint all = in_window + compressed;
+
+    // Queries become matrices by way of the rows' memory, sixteen heads at a time.
+    tile_a query[2][4];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        for (ushort e = tid; e < TILES_ROWS * TILES_DIM / 4; e += 256) {
+            const uint h = min(head + i * 16u + e / 128, p.heads - 1);
+            const float4 v = *(device const float4 *)(q + (ulong(token) * p.heads + h) * TILES_DIM + e % 128 * 4);
+            *(threadgroup half4 *)(rows + e / 128 * TILES_LD + e % 128 * 4) = half4(v * p.scale);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) { tile_load_a(query[i][k], rows + channel + 16 * k, TILES_LD, lane); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    tile_c sum[2][4];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { tile_zero(sum[i][j]); }
+    }
+    // Of head tid / 8, the same in eight lanes.
+    float top = -1.0e30f, weight = 0.0f;
+    for (uint at = 0; at < all; at += TILES_ROWS) {
+        // Sixteen threads decode a row; rows past the end repeat the last one and weigh nothing.
+        const uint place = at + tid / 16;
+        const uint some = min(place, all - 1);
+        device const uchar *line;
+        if (some < in_window) {
+            const uint seen = start + some;
+            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
+                                : chunk + ulong(seen - first) * p.format.bytes;
+        } else {
+            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + some - in_window]) : some - in_window;
+            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
+        }
+        for (ushort j = 0; j < TILES_DIM / 64; ++j) {
+            const uint i = (tid & 15) + 16 * j;
+            *(threadgroup half4 *)(rows + tid / 16 * TILES_LD + 4 * i) = half4(kv_decode4(p.format, line, i));
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        tile_c score[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) { tile_zero(score[i]); }
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) {
+            tile_b key;
+            tile_load_bt(key, rows + channel + 16 * k, TILES_LD, lane);
+            #pragma unroll
+            for (ushort i = 0; i < 2; ++i) { tile_mma(score[i], query[i][k], key); }
+        }
+        threadgroup float *slot = partial + (sg & 3) * (TILES_HEADS * TILES_ROWS);
+        if (sg >= 4) {
+            for (ushort i = 0; i < 2; ++i) { tile_stage(score[i], slot + i * 256, TILES_ROWS, lane); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (sg < 4) {
+            for (ushort i = 0; i < 2; ++i) {
+                tile_add(score[i], slot + i * 256, TILES_ROWS, lane);
+                simdgroup_barrier(mem_flags::mem_threadgroup);
+                tile_stage(score[i], slot + i * 256, TILES_ROWS, lane);
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        // Head tid / 8, rows 2·(tid % 8) and the next.
+        float2 s = float2(0.0f);
+        #pragma unroll
+        for (ushort g = 0; g < 4; ++g) {
+            s = s + *(threadgroup const float2 *)(partial + g * (TILES_HEADS * TILES_ROWS) + tid * 2);
+        }
+        const uint row = at + (tid & 7) * 2;
+        s.x = row < all ? s.x : -1.0e30f;
+        s.y = row + 1 < all ? s.y : -1.0e30f;
+        float most = max(s.x, s.y);
+        most = max(most, simd_shuffle_xor(most, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        most = max(max(most, simd_shuffle_xor(most, 4)), top);
+        const float fade = exp(top - most);
+        s = float2(exp(s.x - most), exp(s.y - most));
+        float added = s.x + s.y;
+        added += simd_shuffle_xor(added, 1);
+        added += simd_shuffle_xor(added, 2);
+        added += simd_shuffle_xor(added, 4);
+        top = most;
+        weight = weight * fade + added;
+        weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2] = half(s.x);
+        weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2 + 1] = half(s.y);
+        if ((tid & 7) == 0) { fades[tid / 8] = fade; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        tile_a share[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            tile_load_a(share[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { tile_scale_rows(sum[i][j], fades + 16 * i, lane); }
+        }
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            tile_b value;
+            tile_load_b(value, rows + channel + 16 * j, TILES_LD, lane);
+            #pragma unroll
+            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], share[i], value); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    threadgroup float *mine = partial + sg * 256;
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            tile_stage(sum[i][j], mine, 16, lane);
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            for (ushort e = lane / 16; e < 16; e += 2) {
+                const uint h = head + i * 16 + e;
+                if (h < p.heads) {
+                    parts[(ulong(token) * p.heads + h) * TILES_DIM + channel + 16 * j + (lane & 15)]
+                        = mine[e * 16 + (lane & 15)];
+                }
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+        }
+    }
+    if ((tid & 7) == 0 && head + tid / 8 < p.heads) {
+        sums[ulong(token) * p.heads + head + tid / 8] = float2(top, weight);
     }
 }
 

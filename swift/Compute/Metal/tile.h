@@ -21,6 +21,32 @@ inline void tile_load_a(thread tile_a &t, threadgroup const half *p, ushort ld, 
 inline void tile_load_bt(thread tile_b &t, threadgroup const half *p, ushort ld, ushort lane) {
     msl_ldmatrix_x4(t.r, p + ((lane & 7) + ((lane >> 4) << 3)) * ld + ((lane >> 3) & 1) * 8);
 }
+// B as it lies for values: [k, 16] row-major.
+inline void tile_load_b(thread tile_b &t, threadgroup const half *p, ushort ld, ushort lane) {
+    msl_ldmatrix_x4_trans(t.r, p + ((lane & 7) + ((lane >> 3) & 1) * 8) * ld + (lane >> 4) * 8);
+}
+// Row r of c times factors[r].
+inline void tile_scale_rows(thread tile_c &c, threadgroup const float *factors, ushort lane) {
+    const float low = factors[lane >> 2], high = factors[(lane >> 2) + 8];
+    for (int h = 0; h < 2; ++h) {
+        c.r[h * 4] *= low;
+        c.r[h * 4 + 1] *= low;
+        c.r[h * 4 + 2] *= high;
+        c.r[h * 4 + 3] *= high;
+    }
+}
+// Adds what tile_stage put there.
+inline void tile_add(thread tile_c &c, threadgroup const float *p, uint ld, ushort lane) {
+    const uint r = lane >> 2, x = (lane & 3) * 2;
+    for (int h = 0; h < 2; ++h) {
+        const float2 low = *(threadgroup const float2 *)(p + r * ld + h * 8 + x);
+        const float2 high = *(threadgroup const float2 *)(p + (r + 8) * ld + h * 8 + x);
+        c.r[h * 4] += low.x;
+        c.r[h * 4 + 1] += low.y;
+        c.r[h * 4 + 2] += high.x;
+        c.r[h * 4 + 3] += high.y;
+    }
+}
 inline void tile_mma(thread tile_c &c, thread tile_a &a, thread tile_b &b) {
     msl_mma_m16n8k16(c.r, a.r, b.r);
     msl_mma_m16n8k16(c.r + 4, a.r, b.r + 2);
@@ -44,6 +70,25 @@ inline void tile_load_a(thread tile_a &t, threadgroup const half *p, ushort ld, 
 }
 inline void tile_load_bt(thread tile_b &t, threadgroup const half *p, ushort ld, ushort lane) {
     for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + j * 8 * ld + k * 8, ld, ulong2(0), true);
+}
+inline void tile_load_b(thread tile_b &t, threadgroup const half *p, ushort ld, ushort lane) {
+    for (int k = 0; k < 2; ++k) for (int j = 0; j < 2; ++j) simdgroup_load(t.m[k][j], p + k * 8 * ld + j * 8, ld);
+}
+inline void tile_scale_rows(thread tile_c &c, threadgroup const float *factors, ushort lane) {
+    // Which row of an 8 × 8 matrix a lane's two elements belong to.
+    const ushort row = (lane / 4 & 4) + lane / 2 % 4;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        c.m[i][j].thread_elements()[0] *= factors[i * 8 + row];
+        c.m[i][j].thread_elements()[1] *= factors[i * 8 + row];
+    }
+}
+inline void tile_add(thread tile_c &c, threadgroup const float *p, uint ld, ushort lane) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        simdgroup_float8x8 m;
+        simdgroup_load(m, p + i * 8 * ld + j * 8, ld);
+        c.m[i][j].thread_elements()[0] += m.thread_elements()[0];
+        c.m[i][j].thread_elements()[1] += m.thread_elements()[1];
+    }
 }
 inline void tile_mma(thread tile_c &c, thread tile_a &a, thread tile_b &b) {
     for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int k = 0; k < 2; ++k)
