@@ -143,7 +143,7 @@ class TokenChooser:
         if self._seen is not None:
             seen = adjusted[self._seen]
             penalty = options.repetition_penalty
-            adjusted[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+            adjusted[self._seen] = seen * np.where(seen > 0, 1.0 / penalty, penalty)
         if self._counts is not None:
             adjusted -= options.frequency_penalty * self._counts
             adjusted -= options.presence_penalty * (self._counts > 0)
