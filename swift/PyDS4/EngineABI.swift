@@ -100,11 +100,15 @@ public func pyds4_engine_step(_ handle: OpaquePointer!, _ items: UnsafeMutablePo
                               _ n_items: Int) -> pyds4_status {
     reporting {
         let engine = engine(try required(handle, "engine")).engine, items = try required(items, "items")
+        // A size_t beyond Int arrives as a negative number.
+        guard n_items >= 0 else { throw EngineError.invalidArgument("n_items: expected fewer items") }
         let work = try (0..<n_items).map { index in
             let item = items[index]
             try checkSize(item.struct_size, of: pyds4_step_item.self, "item")
+            if let sampling = item.sampling { try check(sampling, item.random) }
+            let count = item.tokens == nil ? 0 : max(item.n_tokens, 0)
             return Work(session: unwrap(try required(item.session, "item.session"), as: Session.self),
-                        tokens: Array(UnsafeBufferPointer(start: item.tokens, count: item.tokens == nil ? 0 : item.n_tokens)),
+                        tokens: Array(UnsafeBufferPointer(start: item.tokens, count: count)),
                         allLogits: item.all_logits)
         }
         for (index, error) in engine.step(work).enumerated() { finish(&items[index], work[index].session, error) }
@@ -131,8 +135,8 @@ private func finish(_ item: inout pyds4_step_item, _ session: Session, _ error: 
     }
 }
 
-private func choose(_ logits: UnsafeBufferPointer<Float>, _ options: UnsafePointer<pyds4_sampling>,
-                    _ random: Double) throws -> Int32 {
+/// Checked before anything is evaluated: a session must not move for a token that cannot be chosen.
+private func check(_ options: UnsafePointer<pyds4_sampling>, _ random: Double) throws {
     let o = options.pointee
     try checkSize(o.struct_size, of: pyds4_sampling.self, "sampling")
     func require(_ ok: Bool, _ what: String) throws {
@@ -143,9 +147,14 @@ private func choose(_ logits: UnsafeBufferPointer<Float>, _ options: UnsafePoint
     try require(o.min_p >= 0 && o.min_p <= 1, "min_p: expected 0 to 1, found \(o.min_p)")
     try require(o.top_k >= 0, "top_k: expected 0 or more, found \(o.top_k)")
     try require(random >= 0 && random < 1, "random: expected 0 up to 1, found \(random)")
+}
+
+private func choose(_ logits: UnsafeBufferPointer<Float>, _ options: UnsafePointer<pyds4_sampling>,
+                    _ random: Double) throws -> Int32 {
+    let o = options.pointee
     var c = ck_sampling(temperature: o.temperature, top_p: o.top_p, min_p: o.min_p, top_k: o.top_k)
     let token = sampling_choose(logits.baseAddress, Int64(logits.count), &c, random)
-    try require(token >= 0, "no logit is a number")
+    guard token >= 0 else { throw EngineError.invalidArgument("sampling: no logit is a number") }
     return token
 }
 
@@ -153,7 +162,10 @@ private func choose(_ logits: UnsafeBufferPointer<Float>, _ options: UnsafePoint
 public func pyds4_sample(_ logits: UnsafePointer<Float>!, _ count: Int, _ sampling: UnsafePointer<pyds4_sampling>!,
                          _ random: Double, _ token: UnsafeMutablePointer<Int32>!) -> pyds4_status {
     reporting {
+        guard count > 0 else { throw EngineError.invalidArgument("count: expected 1 or more logits") }
         let logits = UnsafeBufferPointer(start: try required(logits, "logits"), count: count)
-        try required(token, "token").pointee = try choose(logits, try required(sampling, "sampling"), random)
+        let sampling = try required(sampling, "sampling")
+        try check(sampling, random)
+        try required(token, "token").pointee = try choose(logits, sampling, random)
     }
 }
