@@ -138,6 +138,7 @@ extension CPUBackend {
     }
 
     public func experts(_ call: ExpertsCall) throws -> Tensor {
+        try importance?.record(call, self)
         let x = call.x, shared = call.sharedGate
         let y = try arena.tensor(x.rows, call.down.rows)
         var layer = ck_experts(gate: call.gate.c, up: call.up.c, down: call.down.c, n_experts: Int32(call.gate.count),

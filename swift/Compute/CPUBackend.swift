@@ -8,6 +8,8 @@ public final class CPUBackend: Backend {
     public let memory: any Memory = CPUMemory.shared
     public let chunkTokens = 512
     let pool: OpaquePointer
+    /// Told what every matrix is fed, when set.
+    public var importance: ImportanceRecorder?
 
     /// - Parameter threads: The caller's included; nil for one per processor the process may use.
     /// - Throws: `ComputeError.outOfMemory` when threads cannot be started.
@@ -46,6 +48,7 @@ public final class CPUBackend: Backend {
     }
 
     public func project(_ x: Tensor, _ matrices: [Matrix]) throws -> [Tensor] {
+        importance?.record(x, matrices)
         let outputs = try matrices.map { try arena.tensor(x.rows, $0.rows) }
         let jobs = zip(matrices, outputs).map { matrix, y in
             ck_matmul_job(w: matrix.c, x: x.floats, ldx: Int64(x.width), y: y.floats, ldy: Int64(y.width))
@@ -55,6 +58,7 @@ public final class CPUBackend: Backend {
     }
 
     public func projectGroups(_ x: Tensor, _ matrix: Matrix, groups: Int) throws -> Tensor {
+        importance?.recordGroups(x, matrix, groups: groups)
         let out = try arena.tensor(x.rows, matrix.rows)
         let rows = matrix.rows / groups
         let jobs = (0..<groups).map { group in

@@ -276,6 +276,23 @@ pyds4_status pyds4_engine_step(pyds4_engine *engine, pyds4_step_item *items, siz
 pyds4_status pyds4_sample(const float *logits, size_t count, const pyds4_sampling *sampling,
                           double random, int32_t *token);
 
+/* ---------------------------------------------------------------- importance */
+
+/* What one tensor's inputs were like; for quantisation weighted by importance. */
+typedef struct {
+    size_t entry_count;   /* tensors recorded so far */
+    char name[128];
+    uint64_t columns;
+    uint64_t matrices;    /* experts, or groups of the output projection; else 1 */
+    const double *sums;   /* [matrices, columns]: squares of all inputs; valid, and growing, until … */
+    const double *counts; /* [matrices]: inputs seen; … recording is begun anew or ended */
+} pyds4_importance;
+
+/* 1: begins to record, from nothing; 0: stops and forgets. On the CPU backend only. */
+pyds4_status pyds4_engine_record_importance(pyds4_engine *engine, int32_t on);
+/* PYDS4_INVALID_ARGUMENT behind the last one. */
+pyds4_status pyds4_engine_importance(pyds4_engine *engine, size_t index, pyds4_importance *out);
+
 /* END DECLARATIONS */
 
 #ifdef __cplusplus
