@@ -16,6 +16,9 @@ public protocol Backend: AnyObject {
     /// Makes weights ready to compute with; called once, before any other method sees them.
     func load(_ weights: [Matrix], _ tables: [IntTable]) throws
 
+    /// Lets the methods that `body` calls run at once, if `isIndependent` says that none needs another's result.
+    func concurrently<R>(_ isIndependent: Bool, _ body: () throws -> R) rethrows -> R
+
     // MARK: Between the CPU and here
 
     func upload(_ values: [Int32]) throws -> IntTensor
@@ -72,6 +75,8 @@ public protocol Backend: AnyObject {
 }
 
 extension Backend {
+    public func concurrently<R>(_ isIndependent: Bool, _ body: () throws -> R) rethrows -> R { try body() }
+
     /// Rows `indices` of x behind one another; no copy when they are already.
     public func rows(_ x: Tensor, _ indices: [Int]) throws -> Tensor {
         guard let first = indices.first else { return x[0..<0] }

@@ -7,12 +7,14 @@ import Darwin
 
 /// The kernels as machine code for one NVIDIA architecture, made by NVRTC once and then kept in a file.
 enum CUDACompiler {
-    /// - Parameter architecture: "sm_90".
+    /// - Parameters:
+    ///   - architecture: "sm_90".
+    ///   - isFresh: Compile, whatever was kept.
     /// - Throws: `ComputeError.device` when NVRTC is missing or refuses.
-    static func kernels(architecture: String) throws -> [UInt8] {
+    static func kernels(architecture: String, isFresh: Bool = false) throws -> [UInt8] {
         let source = gpu_source_cuda_text()!
         let file = cacheDirectory().map { "\($0)/kernels-\(architecture)-\(hash(source)).cubin" }
-        if let file, let kept = read(file), !kept.isEmpty { return kept }
+        if !isFresh, let file, let kept = read(file), !kept.isEmpty { return kept }
         let compiled = try compile(source, architecture)
         if let file { write(compiled, file) }
         return compiled

@@ -1,3 +1,4 @@
+import GPUSources
 #if canImport(Glibc)
 import Glibc
 #else
@@ -28,8 +29,11 @@ public final class CUDADevice: GPUDevice {
     /// Of lists that were run once; the second time makes a graph.
     private var seen: Set<UInt64> = []
     private var uses = 0
-    private let usesGraphs = getenv("PYDS4_CUDA_NO_GRAPHS") == nil
+    private let usesGraphs = getenv("PYDS4_CUDA_NO_GRAPHS") == nil && getenv("PYDS4_CUDA_PROFILE") == nil
     private static let mostGraphs = 16
+    /// Shorter lists are not worth one.
+    private static let leastGraphWords = 256
+    private var profile: CUDAProfile?
 
     /// - Throws: `ComputeError.device`: no driver, no GPU, one too old, or no compiler for it.
     public init() throws {
@@ -51,8 +55,15 @@ public final class CUDADevice: GPUDevice {
         try driver.check(driver.contextRetain(&context, device), "opening \(model)")
         try driver.check(driver.contextSet(context), "using \(model)")
         try driver.check(driver.streamCreate(&stream, 1), "making a stream")
-        let code = try CUDACompiler.kernels(architecture: "sm_\(major)\(minor)")
-        try driver.check(code.withUnsafeBytes { driver.moduleLoad(&module, $0.baseAddress!) }, "loading the kernels")
+        let architecture = "sm_\(major)\(minor)"
+        func load(_ code: [UInt8]) -> CUDADriver.Status {
+            code.withUnsafeBytes { driver.moduleLoad(&module, $0.baseAddress!) }
+        }
+        // Code that was kept may be of a compiler that this driver is too old for.
+        if load(try CUDACompiler.kernels(architecture: architecture)) != 0 {
+            try driver.check(load(try CUDACompiler.kernels(architecture: architecture, isFresh: true)),
+                             "loading the kernels")
+        }
         functions = try GPUKernel.allCases.map { kernel in
             var function: CUDADriver.Handle = nil
             try driver.check(driver.moduleFunction(&function, module, "msl_" + kernel.name), "kernel \(kernel.name)")
@@ -64,9 +75,11 @@ public final class CUDADevice: GPUDevice {
         self.context = context
         self.stream = stream
         self.module = module
+        if getenv("PYDS4_CUDA_PROFILE") != nil { profile = CUDAProfile(driver) }
     }
 
     deinit {
+        profile?.report()
         _ = driver.contextSet(context)
         _ = driver.streamWait(stream)
         for graph in graphs.values { _ = driver.graphExecDestroy(graph.executable) }
@@ -104,7 +117,9 @@ public final class CUDADevice: GPUDevice {
 
     public func run(_ commands: GPUCommands) throws {
         enter()
-        guard usesGraphs else { return try encode(commands) }
+        guard usesGraphs, commands.isKernelsOnly, commands.words.count > Self.leastGraphWords else {
+            return try encode(commands)
+        }
         uses += 1
         if var graph = graphs[commands.hash], graph.words == commands.words {
             graph.lastUse = uses
@@ -126,36 +141,88 @@ public final class CUDADevice: GPUDevice {
             graphs[oldest.key] = nil
         }
         var graph: CUDADriver.Handle = nil, executable: CUDADriver.Handle = nil
-        try driver.check(driver.captureBegin(stream, 2), "beginning a graph")
-        let encoded = Result { try encode(commands) }
-        let ended = driver.captureEnd(stream, &graph)
-        try encoded.get()
-        try driver.check(ended, "ending a graph")
+        try driver.check(driver.graphCreate(&graph, 0), "making a graph")
         defer { _ = driver.graphDestroy(graph) }
+        try addNodes(commands, to: graph)
         try driver.check(driver.graphInstantiate(&executable, graph, 0), "making a graph")
         if let old = graphs[commands.hash] { _ = driver.graphExecDestroy(old.executable) }
         graphs[commands.hash] = Graph(words: commands.words, executable: executable, lastUse: uses)
     }
 
-    private func encode(_ commands: GPUCommands) throws {
-        var parameters = [UnsafeMutableRawPointer?](repeating: nil, count: 32)
+    /// Kernels that overlap wait for the same ones before them.
+    private func addNodes(_ commands: GPUCommands, to graph: CUDADriver.Handle) throws {
+        var before: [CUDADriver.Handle] = [], group: [CUDADriver.Handle] = []
         try commands.forEach { command in
-            switch command {
-            case let .dispatch(kernel, grid, buffers, arguments):
-                for i in buffers.indices {
-                    parameters[i] = UnsafeMutableRawPointer(mutating: buffers.baseAddress! + i)
+            guard case let .dispatch(kernel, grid, buffers, arguments, overlaps) = command else {
+                preconditionFailure("graphs hold kernels only")
+            }
+            if !overlaps {
+                before = group
+                group = []
+            }
+            var parameters = parameters(buffers, arguments)
+            var node: CUDADriver.Handle = nil
+            let status = parameters.withUnsafeMutableBufferPointer { parameters in
+                var description = CUDADriver.KernelNode(
+                    function: functions[kernel.rawValue], gridX: UInt32(grid.0), gridY: UInt32(grid.1),
+                    gridZ: UInt32(grid.2), blockX: UInt32(kernel.threads), parameters: parameters.baseAddress)
+                return before.withUnsafeBufferPointer {
+                    driver.graphAddKernel(&node, graph, $0.baseAddress, $0.count, &description)
                 }
-                parameters[buffers.count] = UnsafeMutableRawPointer(mutating: arguments.baseAddress)
-                try driver.check(
-                    driver.launch(functions[kernel.rawValue], UInt32(grid.0), UInt32(grid.1), UInt32(grid.2),
-                                  UInt32(kernel.threads), 1, 1, 0, stream, &parameters, nil),
-                    "starting kernel \(kernel.name)")
+            }
+            try driver.check(status, "adding kernel \(kernel.name) to a graph")
+            group.append(node)
+        }
+    }
+
+    private func parameters(_ buffers: UnsafeBufferPointer<UInt64>,
+                            _ arguments: UnsafeRawBufferPointer) -> [UnsafeMutableRawPointer?] {
+        buffers.indices.map { UnsafeMutableRawPointer(mutating: buffers.baseAddress! + $0) }
+            + [UnsafeMutableRawPointer(mutating: arguments.baseAddress)]
+    }
+
+    private func encode(_ commands: GPUCommands) throws {
+        var copies: [(from: UInt, to: UInt, byteCount: Int)] = []
+        try commands.forEach { command in
+            if case let .copy(source, target, byteCount) = command, byteCount % 4 == 0, byteCount < 1 << 16 {
+                copies.append((source, target, byteCount))
+                if copies.count == GPU_MOST_COPIES { try run(&copies) }
+                return
+            }
+            try run(&copies)
+            switch command {
+            case let .dispatch(kernel, grid, buffers, arguments, _):
+                try start(kernel, grid, parameters(buffers, arguments))
             case let .copy(source, target, byteCount):
                 try driver.check(driver.copyOnDevice(UInt64(target), UInt64(source), byteCount, stream), "copying")
             case let .clear(target, byteCount):
                 try driver.check(driver.fill(UInt64(target), 0, byteCount, stream), "clearing")
             }
         }
+        try run(&copies)
+    }
+
+    private func start(_ kernel: GPUKernel, _ grid: (Int, Int, Int), _ parameters: [UnsafeMutableRawPointer?]) throws {
+        var parameters = parameters
+        try profile?.begin(stream)
+        try driver.check(
+            driver.launch(functions[kernel.rawValue], UInt32(grid.0), UInt32(grid.1), UInt32(grid.2),
+                          UInt32(kernel.threads), 1, 1, 0, stream, &parameters, nil),
+            "starting kernel \(kernel.name)")
+        try profile?.end(kernel, stream)
+    }
+
+    /// Small copies behind one another, as one kernel: a savepoint has a hundred.
+    private func run(_ copies: inout [(from: UInt, to: UInt, byteCount: Int)]) throws {
+        guard !copies.isEmpty else { return }
+        var jobs = [UInt64](repeating: 0, count: 3 * Int(GPU_MOST_COPIES))
+        for (i, copy) in copies.enumerated() {
+            jobs[3 * i] = UInt64(copy.from)
+            jobs[3 * i + 1] = UInt64(copy.to)
+            jobs[3 * i + 2] = UInt64(copy.byteCount / 4)
+        }
+        try jobs.withUnsafeMutableBytes { try start(.copy_many, (copies.count, 1, 1), [$0.baseAddress]) }
+        copies.removeAll()
     }
 
     public func write(_ host: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int) throws {
@@ -174,10 +241,12 @@ public final class CUDADevice: GPUDevice {
             try driver.check(driver.streamWait(stream), "computing")
             (host + offset).copyMemory(from: staging, byteCount: part)
         }
+        profile?.collect()
     }
 
     public func wait() throws {
         enter()
         try driver.check(driver.streamWait(stream), "computing")
+        profile?.collect()
     }
 }

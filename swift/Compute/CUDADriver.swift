@@ -10,6 +10,18 @@ struct CUDADriver {
     typealias Address = UInt64
     typealias Handle = OpaquePointer?
 
+    /// CUDA_KERNEL_NODE_PARAMS_v2 of cuda.h.
+    struct KernelNode {
+        var function: Handle
+        var gridX: UInt32, gridY: UInt32, gridZ: UInt32
+        var blockX: UInt32, blockY: UInt32 = 1, blockZ: UInt32 = 1
+        var sharedByteCount: UInt32 = 0
+        var parameters: UnsafeMutablePointer<UnsafeMutableRawPointer?>?
+        var extra: UnsafeMutablePointer<UnsafeMutableRawPointer?>?
+        var kernel: Handle = nil
+        var context: Handle = nil
+    }
+
     let initialise: @convention(c) (UInt32) -> Status
     let errorString: @convention(c) (Status, UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Status
     let deviceGet: @convention(c) (UnsafeMutablePointer<Int32>, Int32) -> Status
@@ -36,11 +48,16 @@ struct CUDADriver {
         Handle, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, Handle,
         UnsafeMutablePointer<UnsafeMutableRawPointer?>, UnsafeMutableRawPointer?
     ) -> Status
-    let captureBegin: @convention(c) (Handle, Int32) -> Status
-    let captureEnd: @convention(c) (Handle, UnsafeMutablePointer<Handle>) -> Status
+    let graphCreate: @convention(c) (UnsafeMutablePointer<Handle>, UInt32) -> Status
+    let graphAddKernel: @convention(c) (
+        UnsafeMutablePointer<Handle>, Handle, UnsafePointer<Handle>?, Int, UnsafeRawPointer
+    ) -> Status
     let graphInstantiate: @convention(c) (UnsafeMutablePointer<Handle>, Handle, UInt64) -> Status
     let graphLaunch: @convention(c) (Handle, Handle) -> Status
     let graphDestroy: @convention(c) (Handle) -> Status
+    let eventCreate: @convention(c) (UnsafeMutablePointer<Handle>, UInt32) -> Status
+    let eventRecord: @convention(c) (Handle, Handle) -> Status
+    let eventTime: @convention(c) (UnsafeMutablePointer<Float>, Handle, Handle) -> Status
     let graphExecDestroy: @convention(c) (Handle) -> Status
 
     /// - Throws: `ComputeError.device` when there is no NVIDIA driver.
@@ -77,8 +94,11 @@ struct CUDADriver {
         streamDestroy = try find("cuStreamDestroy_v2")
         streamWait = try find("cuStreamSynchronize")
         launch = try find("cuLaunchKernel")
-        captureBegin = try find("cuStreamBeginCapture_v2")
-        captureEnd = try find("cuStreamEndCapture")
+        graphCreate = try find("cuGraphCreate")
+        graphAddKernel = try find("cuGraphAddKernelNode_v2")
+        eventCreate = try find("cuEventCreate")
+        eventRecord = try find("cuEventRecord")
+        eventTime = try find("cuEventElapsedTime")
         graphInstantiate = try find("cuGraphInstantiateWithFlags")
         graphLaunch = try find("cuGraphLaunch")
         graphDestroy = try find("cuGraphDestroy")

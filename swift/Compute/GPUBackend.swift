@@ -37,8 +37,18 @@ public final class GPUBackend: Backend {
         try self.weights.load(weights, tables)
     }
 
+    /// Inside `concurrently`: how many commands it has had.
+    private var companions: Int?
+
+    public func concurrently<R>(_ isIndependent: Bool, _ body: () throws -> R) rethrows -> R {
+        companions = isIndependent ? 0 : nil
+        defer { companions = nil }
+        return try body()
+    }
+
     func dispatch<T>(_ kernel: GPUKernel, _ grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?], _ arguments: T) {
-        gpu.dispatch(kernel, grid: grid, addresses, arguments)
+        gpu.dispatch(kernel, grid: grid, addresses, arguments, overlaps: (companions ?? 0) > 0)
+        companions? += 1
     }
 
     // MARK: Between the CPU and here

@@ -41,7 +41,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     case attention_split, attention_tiles, attention_merge
     case router_top_k, router_hash
     case experts_gate_up, experts_down, experts_sort, experts_swiglu, shared_swiglu, experts_sum
-    case sampling_argmax
+    case sampling_argmax, copy_many
 
     public var name: String { "\(self)" }
 
@@ -70,10 +70,13 @@ public struct GPUCommands {
     public init() {}
 
     public var isEmpty: Bool { words.isEmpty }
+    /// No copies, no fills.
+    public private(set) var isKernelsOnly = true
 
     public mutating func removeAll() {
         words.removeAll(keepingCapacity: true)
         hash = 0
+        isKernelsOnly = true
     }
 
     private mutating func add(_ word: UInt64) {
@@ -84,16 +87,19 @@ public struct GPUCommands {
 
     private static let copyCode: UInt64 = 0xfffe
     private static let fillCode: UInt64 = 0xffff
+    private static let overlapFlag: UInt64 = 0x4000
 
     /// - Parameters:
     ///   - grid: Threadgroups.
     ///   - addresses: The kernel's buffers 0, 1, …; nil where it will not look.
     ///   - arguments: Its last buffer.
+    ///   - overlaps: It does not need the command before it: both may run at once.
     public mutating func dispatch<T>(_ kernel: GPUKernel, grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?],
-                                     _ arguments: T) {
+                                     _ arguments: T, overlaps: Bool = false) {
         precondition(grid.0 > 0 && grid.1 > 0 && grid.1 <= 65535 && grid.2 > 0 && grid.2 <= 65535, "\(kernel) \(grid)")
         let size = MemoryLayout<T>.size, wordCount = (size + 7) / 8
-        add(UInt64(kernel.rawValue) | UInt64(addresses.count) << 16 | UInt64(size) << 32)
+        let flag: UInt64 = overlaps ? Self.overlapFlag : 0
+        add(UInt64(kernel.rawValue) | flag | UInt64(addresses.count) << 16 | UInt64(size) << 32)
         add(UInt64(grid.0) | UInt64(grid.1) << 32)
         add(UInt64(grid.2))
         for address in addresses { add(UInt64(UInt(bitPattern: address))) }
@@ -110,19 +116,21 @@ public struct GPUCommands {
     }
 
     public mutating func copy(from source: UnsafeRawPointer, to target: UnsafeRawPointer, byteCount: Int) {
+        isKernelsOnly = false
         for word in [Self.copyCode, UInt64(UInt(bitPattern: source)), UInt64(UInt(bitPattern: target)),
                      UInt64(byteCount)] { add(word) }
     }
 
     /// Zeros.
     public mutating func clear(_ target: UnsafeRawPointer, byteCount: Int) {
+        isKernelsOnly = false
         for word in [Self.fillCode, UInt64(UInt(bitPattern: target)), UInt64(byteCount)] { add(word) }
     }
 
     public enum Command {
         /// The words of the buffers' addresses, and the bytes of the arguments.
         case dispatch(GPUKernel, grid: (Int, Int, Int), buffers: UnsafeBufferPointer<UInt64>,
-                      arguments: UnsafeRawBufferPointer)
+                      arguments: UnsafeRawBufferPointer, overlaps: Bool)
         case copy(from: UInt, to: UInt, byteCount: Int)
         case clear(UInt, byteCount: Int)
     }
@@ -143,9 +151,10 @@ public struct GPUCommands {
                     let grid = (Int(words[at + 1] & 0xffff_ffff), Int(words[at + 1] >> 32), Int(words[at + 2]))
                     let arguments = words.baseAddress! + at + 3 + buffers
                     try body(.dispatch(
-                        GPUKernel(rawValue: Int(words[at] & 0xffff))!, grid: grid,
+                        GPUKernel(rawValue: Int(words[at] & 0x3fff))!, grid: grid,
                         buffers: UnsafeBufferPointer(start: words.baseAddress! + at + 3, count: buffers),
-                        arguments: UnsafeRawBufferPointer(start: arguments, count: size)))
+                        arguments: UnsafeRawBufferPointer(start: arguments, count: size),
+                        overlaps: words[at] & Self.overlapFlag != 0))
                     at += 3 + buffers + (size + 7) / 8
                 }
             }

@@ -91,8 +91,9 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
         }
     }
 
-    func dispatch<T>(_ kernel: GPUKernel, grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?], _ arguments: T) {
-        lock.withLock { _ in commands.dispatch(kernel, grid: grid, addresses, arguments) }
+    func dispatch<T>(_ kernel: GPUKernel, grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?], _ arguments: T,
+                     overlaps: Bool = false) {
+        lock.withLock { _ in commands.dispatch(kernel, grid: grid, addresses, arguments, overlaps: overlaps) }
     }
 
     func wait() throws {

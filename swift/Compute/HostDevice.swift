@@ -50,7 +50,7 @@ public final class HostDevice: GPUDevice {
     public func run(_ commands: GPUCommands) throws {
         try commands.forEach { command in
             switch command {
-            case let .dispatch(kernel, grid, buffers, arguments):
+            case let .dispatch(kernel, grid, buffers, arguments, _):
                 var addresses = buffers.map { UnsafeMutableRawPointer(bitPattern: UInt($0)) }
                 addresses.append(UnsafeMutableRawPointer(mutating: arguments.baseAddress))
                 let status = dispatch(kernel.name, [UInt32(grid.0), UInt32(grid.1), UInt32(grid.2)],

@@ -125,7 +125,7 @@ public final class MetalDevice: GPUDevice {
         var compute: (any MTLComputeCommandEncoder)?, blit: (any MTLBlitCommandEncoder)?
         commands.forEach { command in
             switch command {
-            case let .dispatch(kernel, grid, buffers, arguments):
+            case let .dispatch(kernel, grid, buffers, arguments, _):
                 blit?.endEncoding()
                 blit = nil
                 if compute == nil { compute = buffer.makeComputeCommandEncoder() }

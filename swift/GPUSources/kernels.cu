@@ -415,6 +415,8 @@ struct gpu_sampling {
     float random;
 };
 
+enum { GPU_MOST_COPIES = 96 };
+
 #endif
 
 #line 6 "kv_rows.h"
@@ -1225,6 +1227,37 @@ MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const f
                            width), state + 3 * dim + c, dim);
     pool_store(pool_tokens(windows == 0 ? second_kept : none, kv + dim + c, gate + dim + c, bias + dim + c, begin, n,
                            position, p.ratio, width), state + 6 * dim + c, dim);
+}
+
+#line 1 "copy.metal"
+// copy.metal — many small copies at once.
+//
+//   copy_many   up to GPU_MOST_COPIES pieces of words from one place to another
+//
+// Grid       one threadgroup a piece
+// Origin     ours
+
+#line 9 "copy.metal"
+using namespace metal;
+
+struct copy_job {
+    msl_device const uint *from;
+    msl_device uint *to;
+    ulong words;
+};
+
+struct copy_jobs {
+    copy_job job[GPU_MOST_COPIES];
+};
+
+[[max_total_threads_per_threadgroup(256)]]
+MSL_KERNEL void copy_many(msl_constant copy_jobs & p, uint piece, ushort tid)
+
+
+{
+    msl_device const uint *from = p.job[piece].from;
+    msl_device uint *to = p.job[piece].to;
+    for (ulong i = tid; i < p.job[piece].words; i += 256) { to[i] = from[i]; }
 }
 
 #line 1 "experts.metal"
@@ -2897,6 +2930,7 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_step(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_rows(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device float * state, const __grid_constant__ gpu_compressor p) { compressor_state(kv, gate, bias, positions, state, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(256) msl_copy_many(const __grid_constant__ copy_jobs p) { copy_many(p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { experts_gate_up(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(SORT_THREADS) msl_experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, const __grid_constant__ gpu_experts p) { experts_sort(ids, order, place, tiles, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }

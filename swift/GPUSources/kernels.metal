@@ -208,6 +208,8 @@ struct gpu_sampling {
     float random;
 };
 
+enum { GPU_MOST_COPIES = 96 };
+
 #endif
 
 #line 6 "kv_rows.h"
@@ -1018,6 +1020,37 @@ kernel void compressor_state(device const float *kv            [[buffer(0)]],
                            width), state + 3 * dim + c, dim);
     pool_store(pool_tokens(windows == 0 ? second_kept : none, kv + dim + c, gate + dim + c, bias + dim + c, begin, n,
                            position, p.ratio, width), state + 6 * dim + c, dim);
+}
+
+#line 1 "copy.metal"
+// copy.metal — many small copies at once.
+//
+//   copy_many   up to GPU_MOST_COPIES pieces of words from one place to another
+//
+// Grid       one threadgroup a piece
+// Origin     ours
+#include <metal_stdlib>
+#line 9 "copy.metal"
+using namespace metal;
+
+struct copy_job {
+    device const uint *from;
+    device uint *to;
+    ulong words;
+};
+
+struct copy_jobs {
+    copy_job job[GPU_MOST_COPIES];
+};
+
+[[max_total_threads_per_threadgroup(256)]]
+kernel void copy_many(constant copy_jobs &p    [[buffer(0)]],
+                      uint piece               [[threadgroup_position_in_grid]],
+                      ushort tid               [[thread_index_in_threadgroup]])
+{
+    device const uint *from = p.job[piece].from;
+    device uint *to = p.job[piece].to;
+    for (ulong i = tid; i < p.job[piece].words; i += 256) { to[i] = from[i]; }
 }
 
 #line 1 "experts.metal"

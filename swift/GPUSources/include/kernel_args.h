@@ -183,4 +183,6 @@ struct gpu_sampling {
     float random;
 };
 
+enum { GPU_MOST_COPIES = 96 };
+
 #endif
