@@ -34,6 +34,10 @@ class Served:
         self.http = httpx.AsyncClient(base_url=url, timeout=30)
 
     @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
     def active(self) -> int:
         """Sequences in the batch and requests in the queue."""
         counters = self.service.scheduler.counters

@@ -19,73 +19,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
 
-from pyds4 import Sampler, Sampling, StepItem, Tokenizer
+from pyds4 import Sampler, Sampling, Tokenizer
 from pyds4.errors import ContextFullError, PyDS4Error
 from pyds4_server.counters import Counters
-from pyds4_server.engine_api import EngineLike, SessionLike, StepResultLike
+from pyds4_server.engine_api import EngineLike, StepResultLike
 from pyds4_server.errors import OverloadedError, ShuttingDownError
 from pyds4_server.events import Event, Failed, Finished, FinishReason, Prefilled, Update, Usage
 from pyds4_server.generation import Generation, GenerationRequest, Identity, SpecialTokens
 from pyds4_server.jobs import Job, Subscription
+from pyds4_server.planning import Answering, Work, plan
 from pyds4_server.repetition import RepetitionGuard
 from pyds4_server.sampling import TokenChooser
 from pyds4_server.sessions import PooledSession, SessionPool
 from pyds4_server.settings import Settings
 
 log = logging.getLogger("pyds4.scheduler")
-
-_GREEDY = Sampler(Sampling(temperature=0.0))
-
-
-class Answering:
-    """One answer being made: its generation, its session, and how far its prompt is.
-
-    ``session`` is None for the second and later answers to a prompt that is still evaluated.
-    """
-
-    __slots__ = (
-        "cached",
-        "choice",
-        "done",
-        "first_token_s",
-        "generation",
-        "job",
-        "pending",
-        "prompt",
-        "sampler",
-        "session",
-        "started_s",
-    )
-
-    def __init__(self, job: Job, choice: int, generation: Generation, sampler: Sampler) -> None:
-        self.job = job
-        self.choice = choice
-        self.generation = generation
-        self.prompt = job.request.prompt
-        self.session: PooledSession | None = None
-        self.done = 0
-        self.cached = 0
-        self.pending: int | None = None
-        self.sampler = sampler
-        self.started_s = time.monotonic()
-        self.first_token_s = 0.0
-
-    def engine_sampler(self) -> Sampler | None:
-        """What the engine is to draw the next token with; None to read the logits instead."""
-        generation = self.generation
-        if not generation.engine_may_sample:
-            return None
-        return _GREEDY if generation.wants_greedy else self.sampler
-
-
-class _Work(NamedTuple):
-    """One item of a step: ``prompt_tokens`` is 0 for a decode."""
-
-    sequence: Answering
-    item: StepItem
-    prompt_tokens: int
 
 
 class Scheduler:
@@ -110,6 +59,7 @@ class Scheduler:
         self._inbox: deque[Job] = deque()
         self._waiting_count = 0
         self._is_stopping = False
+        self._is_ended = False
         self._active: list[Answering] = []
         self._shared: dict[str, Job] = {}
         self._outbox: dict[Job, list[Update]] = {}
@@ -173,12 +123,10 @@ class Scheduler:
         while self.counters.active + self._waiting_count and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         with self._wake:
-            self._loop_ended = True
+            self._is_ended = True
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
-
-    _loop_ended = False
 
     def _abandoned(self, job: Job) -> None:
         if job.request.identity is not None:
@@ -204,11 +152,11 @@ class Scheduler:
         waiting: deque[Job] = deque()
         while True:
             with self._wake:
-                while not (self._inbox or self._active or waiting or self._loop_ended):
+                while not (self._inbox or self._active or waiting or self._is_ended):
                     self._wake.wait()
                 waiting.extend(self._inbox)
                 self._inbox.clear()
-            if self._loop_ended:
+            if self._is_ended:
                 break
             self._drop_cancelled(waiting)
             self._admit(waiting)
@@ -274,7 +222,7 @@ class Scheduler:
         return Answering(job, choice, generation, sampler)
 
     def _step(self) -> None:
-        work = self._plan()
+        work = plan(self._active, self._settings)
         if not work:
             return
         begin = time.monotonic()
@@ -301,35 +249,7 @@ class Scheduler:
                 log.exception("a token could not be taken")
                 self._fail(w.sequence, error)
 
-    def _plan(self) -> list[_Work]:
-        """The items of the next step: every decoder, and prompts within the step's share."""
-        work: list[_Work] = []
-        prefilling: list[Answering] = []
-        for sequence in self._active:
-            if sequence.session is None:
-                continue
-            if sequence.pending is None:
-                prefilling.append(sequence)
-                continue
-            item = _item(sequence.session.session, [sequence.pending], sequence.engine_sampler())
-            work.append(_Work(sequence, item, 0))
-        settings = self._settings
-        budget = settings.prefill_chunk_tokens if work else settings.prefill_idle_chunk_tokens
-        remaining = [len(sequence.prompt) - sequence.done for sequence in prefilling]
-        for sequence, count in zip(prefilling, share(remaining, budget), strict=True):
-            if not count or sequence.session is None:
-                continue
-            count = piece(sequence.done, count, len(sequence.prompt))
-            end = sequence.done + count
-            is_last = end == len(sequence.prompt)
-            single = sequence.job.request.n == 1
-            sampler = sequence.engine_sampler() if is_last and single else None
-            tokens = list(sequence.prompt[sequence.done : end])
-            item = _item(sequence.session.session, tokens, sampler)
-            work.append(_Work(sequence, item, count))
-        return work
-
-    def _take(self, work: _Work, result: StepResultLike) -> None:
+    def _take(self, work: Work, result: StepResultLike) -> None:
         """Act on one result."""
         sequence, item, prompt_tokens = work
         session = sequence.session
@@ -446,40 +366,3 @@ class Scheduler:
 def _told(error: BaseException) -> str:
     """What a client is told of ``error``: our own mistakes are for the log."""
     return str(error) if isinstance(error, PyDS4Error) else "internal error"
-
-
-def _item(session: SessionLike, tokens: list[int], sampler: Sampler | None) -> StepItem:
-    return StepItem(cast(Any, session), tokens, sampler)
-
-
-def piece(done: int, granted: int, total: int) -> int:
-    """How many of the ``granted`` tokens to evaluate in one item.
-
-    The engine can go back to where an item of several tokens ended. The last token of a prompt
-    goes alone, so that it can go back to just before it: there a conversation parts when the same
-    prompt is sent again, when thinking is switched, and when reasoning is left out of a later
-    prompt. Items before end on multiples of 128, where the engine's own chunks end too.
-    """
-    end = done + granted
-    if end == total:
-        return granted - 1 if granted > 1 else granted
-    aligned = end - end % 128
-    return aligned - done if aligned > done else granted
-
-
-def share(remaining: Sequence[int], budget: int) -> list[int]:
-    """Divide ``budget`` prompt tokens among sequences, the oldest first in the list.
-
-    The oldest always gets half, so nobody starves; the other half goes to whoever is done soonest,
-    so that a title request does not wait behind a repository.
-    """
-    grants = [0] * len(remaining)
-    if not remaining:
-        return grants
-    grants[0] = min(remaining[0], budget - budget // 2)
-    left = budget - grants[0]
-    for index in sorted(range(1, len(remaining)), key=remaining.__getitem__):
-        grants[index] = min(remaining[index], left)
-        left -= grants[index]
-    grants[0] += min(remaining[0] - grants[0], left)
-    return grants

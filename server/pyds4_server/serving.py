@@ -8,7 +8,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple
 
 from pyds4_server import logs
@@ -62,12 +63,22 @@ async def running(settings: Settings, engine: EngineLike) -> AsyncIterator[Runni
             # No new connections; then the streams that run may end; then the rest is told.
             server.server.close()
             await server.before_stop()
-            await asyncio.sleep(0)
+            await _last_words(server.connections)
             for connection in list(server.connections):
                 connection.close()
             await server.after_stop()
     finally:
         listener.close()
+
+
+async def _last_words(connections: Iterable[Any], patience_s: float = 2.0) -> None:
+    """Let handlers that are in the middle of an answer write its end."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        # Sanic's connection is true while it handles a request.
+        if not any(getattr(connection, "_http", None) for connection in list(connections)):
+            return
+        await asyncio.sleep(0.01)
 
 
 def bind(host: str, port: int) -> socket.socket:

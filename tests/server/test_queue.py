@@ -11,7 +11,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyds4_server.scheduler import piece, share
+from pyds4_server.planning import piece, share
 from server_fakes import FakeEngine
 from server_harness import Serve, Served
 
