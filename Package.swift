@@ -33,6 +33,7 @@ let package = Package(
                 linkerSettings: [.unsafeFlags(["-static-stdlib"], .when(platforms: [.linux]))]),
         .executableTarget(name: "GGUFFuzz", dependencies: ["GGUF"], path: "swift/GGUFFuzz",
                           swiftSettings: swiftFlags),
+        .testTarget(name: "KVStoreTests", dependencies: ["KVStore", "Model", "Engine"], path: "tests/swift/KVStoreTests"),
         .testTarget(name: "GGUFTests", dependencies: ["GGUF", "GGUFFuzz"], path: "tests/swift/GGUFTests"),
     ]
 )

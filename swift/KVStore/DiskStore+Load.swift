@@ -100,7 +100,7 @@ extension DiskStore {
             guard index.files[file.name] === file else { return }
             if damaged {
                 counters.damagedRemoved += 1
-                drop(file)
+                _ = drop(file)
             } else {
                 index.remove(file)
             }

@@ -159,17 +159,16 @@ extension DiskStore {
                 continue
             }
             guard let file = leaves.popLast() else { return }
-            let parent = index.block(file.header.parent)?.file
-            drop(file)
+            guard drop(file) else { continue }
             counters.evicted += 1
             excess -= file.byteCount
-            if let parent {
-                dependents[ObjectIdentifier(parent)]! -= 1
-                if dependents[ObjectIdentifier(parent)] == 0 {
-                    dependents[ObjectIdentifier(parent)] = nil
-                    // Rows without a state are of little use: theirs is the same age, so they go soon.
-                    leaves = sorted(leaves + [parent])
-                }
+            // Blocks that two files hold can have moved to the other: count anew what stands on what.
+            guard let parent = index.block(file.header.parent)?.file else { continue }
+            let left = (dependents[ObjectIdentifier(parent)] ?? 1) - 1
+            dependents[ObjectIdentifier(parent)] = left == 0 ? nil : left
+            // Rows without a state are of little use: theirs is the same age, so they go soon.
+            if left == 0, !leaves.contains(where: { $0 === parent }), index.dependents()[ObjectIdentifier(parent)] == nil {
+                leaves = sorted(leaves + [parent])
             }
         }
     }
@@ -200,7 +199,7 @@ extension DiskStore {
                 return Double(gap) / Double(tokens.count - kept[at].end + 4 * KeyChain.blockTokens)
             }
             let at = costs.indices.min { costs[$0] < costs[$1] }!
-            drop(kept[at])
+            _ = drop(kept[at])
             kept.remove(at: at)
         }
     }

@@ -58,7 +58,7 @@ public final class DiskStore: @unchecked Sendable {  // guarded by `lock`
         lock.withLock {
             removeLeftovers()
             scan()
-            for orphan in index.orphans(identity: identity) { drop(orphan) }
+            for orphan in index.orphans(identity: identity) { _ = drop(orphan) }
         }
     }
 
@@ -143,11 +143,13 @@ public final class DiskStore: @unchecked Sendable {  // guarded by `lock`
         }
     }
 
-    /// Removes a file, its pin included.
-    func drop(_ file: StoredFile) {
+    /// Removes a file, its pin included; false when the system refused. What another process removed
+    /// already counts as removed.
+    func drop(_ file: StoredFile) -> Bool {
         index.remove(file)
-        Files.remove(path(file))
+        let gone = Files.remove(path(file))
         if file.isPinned { Files.remove(pinPath(file.key)) }
+        return gone
     }
 
     // MARK: Looking after it
@@ -207,8 +209,8 @@ public final class DiskStore: @unchecked Sendable {  // guarded by `lock`
             guard let state = index.state(key) else { return false }
             if isPinned {
                 if !state.isPinned { _ = try OpenFile(updating: pinPath(key)) }
-            } else {
-                Files.remove(pinPath(key))
+            } else if !Files.remove(pinPath(key)) {
+                throw StoreError("unlink", pinPath(key))
             }
             state.isPinned = isPinned
             return true
@@ -218,39 +220,42 @@ public final class DiskStore: @unchecked Sendable {  // guarded by `lock`
     /// Removes a state, and the rows that nothing else stands on.
     ///
     /// - Returns: Bytes freed; nil when it is not here.
-    public func delete(_ key: ChunkKey) -> Int? {
-        lock.withLock {
+    /// - Throws: `StoreError` when it cannot be removed.
+    public func delete(_ key: ChunkKey) throws -> Int? {
+        try lock.withLock {
             refresh()
             guard let state = index.state(key) else { return nil }
-            let before = index.byteCount
-            let chain = index.rows(from: state.header.parent)
-            drop(state)
+            let before = index.byteCount, chain = index.rows(from: state.header.parent)
+            guard drop(state) else { throw StoreError("unlink", path(state)) }
             for rows in chain {
                 guard index.dependents()[ObjectIdentifier(rows)] == nil else { break }
-                drop(rows)
+                _ = drop(rows)
             }
             return before - index.byteCount
         }
     }
 
     /// Removes everything of this model that is not pinned.
-    public func deleteAll() -> Int {
-        entries().filter { !$0.isPinned }.reduce(0) { $0 + (delete($1.key) ?? 0) }
-            + lock.withLock {
-                let before = index.byteCount
-                // Rows without a state: what a full disk or a crash cut short.
-                var counts = index.dependents()
-                var loose = index.files.values.filter { !$0.isState && counts[ObjectIdentifier($0)] == nil }
-                while let file = loose.popLast() {
-                    let parent = index.block(file.header.parent)?.file
-                    drop(file)
-                    if let parent {
-                        counts[ObjectIdentifier(parent)]! -= 1
-                        if counts[ObjectIdentifier(parent)] == 0 { loose.append(parent) }
-                    }
-                }
-                return before - index.byteCount
+    ///
+    /// - Returns: Bytes freed.
+    /// - Throws: `StoreError` when something cannot be removed.
+    public func deleteAll() throws -> Int {
+        try lock.withLock {
+            refresh()
+            let before = index.byteCount
+            for state in index.states where !state.isPinned {
+                guard drop(state) else { throw StoreError("unlink", path(state)) }
             }
+            // Then the rows that nothing stands on, until all that are left carry a pinned state.
+            while true {
+                let dependents = index.dependents()
+                let loose = index.files.values.filter { !$0.isState && dependents[ObjectIdentifier($0)] == nil }
+                if loose.isEmpty { return before - index.byteCount }
+                for file in loose {
+                    guard drop(file) else { throw StoreError("unlink", path(file)) }
+                }
+            }
+        }
     }
 
     public func statistics() -> StoreStatistics {

@@ -154,7 +154,9 @@ enum Files {
         #else
         let time = info.st_mtimespec
         #endif
-        return Info(byteCount: Int(info.st_size), changed: Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec),
+        // A time that no clock can have (from 2106 on) is that of a long unused file.
+        let seconds = (0...Int(UInt32.max)).contains(time.tv_sec) ? Int64(time.tv_sec) : 0
+        return Info(byteCount: Int(info.st_size), changed: seconds * 1_000_000_000 + Int64(time.tv_nsec),
                     isDirectory: info.st_mode & S_IFMT == S_IFDIR)
     }
 
@@ -165,7 +167,8 @@ enum Files {
         _ = utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW)
     }
 
-    @discardableResult static func remove(_ path: String) -> Bool { unlink(path) == 0 }
+    /// Whether the name is gone, by this call or before.
+    @discardableResult static func remove(_ path: String) -> Bool { unlink(path) == 0 || errno == ENOENT }
 
     static func rename(_ old: String, to new: String) throws {
         #if canImport(Glibc)

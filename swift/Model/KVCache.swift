@@ -10,10 +10,14 @@ public struct KVFormats: Sendable {
     public let memory: any Memory
 
     public init(_ c: Configuration, roundings: Bool, memory: any Memory = CPUMemory.shared) {
+        self.init(headDim: c.headDim, ropeDim: c.ropeDim, indexerDim: c.indexerDim, roundings: roundings, memory: memory)
+    }
+
+    public init(headDim: Int, ropeDim: Int, indexerDim: Int, roundings: Bool, memory: any Memory = CPUMemory.shared) {
         self.roundings = roundings
         self.memory = memory
-        row = RowFormat(roundings ? .fp8 : .float32, dim: c.headDim, rope: c.ropeDim)
-        indexRow = RowFormat(roundings ? .fp4 : .float32, dim: c.indexerDim, rope: 0)
+        row = RowFormat(roundings ? .fp8 : .float32, dim: headDim, rope: ropeDim)
+        indexRow = RowFormat(roundings ? .fp4 : .float32, dim: indexerDim, rope: 0)
     }
 }
 
@@ -49,10 +53,9 @@ struct LayerCache {
     var compressor: CompressorState?
     var indexer: CompressorState?
 
-    init(_ c: Configuration, _ formats: KVFormats, layer: Int) throws {
-        window = c.window
-        ring = try Buffer(byteCount: c.window * formats.row.byteCount, in: formats.memory)
-        let ratio = c.compressRatios[layer]
+    init(ratio: Int, window: Int, _ formats: KVFormats) throws {
+        self.window = window
+        ring = try Buffer(byteCount: window * formats.row.byteCount, in: formats.memory)
         if ratio != 0 { compressor = try CompressorState(format: formats.row, ratio: ratio, memory: formats.memory) }
         if ratio == Configuration.overlappingRatio {
             indexer = try CompressorState(format: formats.indexRow, ratio: ratio, memory: formats.memory)
@@ -97,7 +100,12 @@ public struct KVCache {
     var layers: [LayerCache]
 
     public init(_ c: Configuration, _ formats: KVFormats) throws {
-        layers = try (0..<c.layerCount).map { try LayerCache(c, formats, layer: $0) }
+        try self.init(ratios: c.compressRatios, window: c.window, formats)
+    }
+
+    /// - Parameter ratios: Of compression, one a layer.
+    public init(ratios: [Int], window: Int, _ formats: KVFormats) throws {
+        layers = try ratios.map { try LayerCache(ratio: $0, window: window, formats) }
     }
 
     private init() { layers = [] }

@@ -164,7 +164,7 @@ public func pyds4_kv_delete(_ kv: OpaquePointer!, _ key: UnsafePointer<CChar>!,
                             _ freed_bytes: UnsafeMutablePointer<UInt64>!) -> pyds4_status {
     reporting {
         let box = try box(kv)
-        let freed = key == nil ? box.stores.reduce(0) { $0 + $1.deleteAll() } : try box.first(key) { $0.delete($1) }
+        let freed = key == nil ? try box.stores.reduce(0) { $0 + (try $1.deleteAll()) } : try box.first(key) { try $0.delete($1) }
         if let freed_bytes { freed_bytes.pointee = UInt64(freed) }
     }
 }
