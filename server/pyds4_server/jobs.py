@@ -21,13 +21,15 @@ class Job:
         is_cancelled: Nobody waits any more; the scheduler drops it.
         is_over: Every choice has ended.
         has_failed: It ended in an error; asked again, it is worth another try.
+        expiry: When a finished job is forgotten at the latest.
         is_delivered: A client has seen all of it, and what happened is not kept any longer.
     """
 
-    def __init__(self, request: GenerationRequest, on_abandoned: Callable[[Job], None]) -> None:
+    def __init__(self, request: GenerationRequest, on_settled: Callable[[Job], None]) -> None:
         self.request = request
         self.is_cancelled = False
-        self._on_abandoned = on_abandoned
+        self.expiry: asyncio.TimerHandle | None = None
+        self._on_settled = on_settled
         self._subscriptions: list[Subscription] = []
         self._log: list[Update] = []
         self._open_choices = request.n
@@ -64,11 +66,12 @@ class Job:
         self.is_delivered |= delivered
         if delivered:
             self._log.clear()
+            self._on_settled(self)
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
         if not self._subscriptions and not self.is_over and not self.is_cancelled:
             self.is_cancelled = True
-            self._on_abandoned(self)
+            self._on_settled(self)
 
 
 class Subscription:

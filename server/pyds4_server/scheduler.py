@@ -95,7 +95,7 @@ class Scheduler:
             return running.subscribe()
         if self._is_stopping:
             raise ShuttingDownError
-        job = Job(request, self._abandoned)
+        job = Job(request, self._settled)
         with self._wake:
             busy = self.counters.active + self._waiting_count
             if busy >= self._settings.max_active + self._settings.max_waiting:
@@ -128,23 +128,25 @@ class Scheduler:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
-    def _abandoned(self, job: Job) -> None:
-        if job.request.identity is not None:
-            self._forget(job.request.identity.key, job)
+    def _settled(self, job: Job) -> None:
+        """Nobody will ask for this job any more: it was abandoned, or delivered."""
+        self._forget(job)
         with self._wake:
             self._wake.notify()
 
     def _deliver(self, outbox: dict[Job, list[Update]]) -> None:
         for job, updates in outbox.items():
             job.publish(updates)
-            identity = job.request.identity
-            if job.is_over and identity is not None and self._loop is not None:
+            if job.is_over and job.request.identity is not None and self._loop is not None:
                 ttl_s = self._settings.finished_ttl_s
-                self._loop.call_later(ttl_s, self._forget, identity.key, job)
+                job.expiry = self._loop.call_later(ttl_s, self._forget, job)
 
-    def _forget(self, key: str, job: Job) -> None:
-        if self._shared.get(key) is job:
-            del self._shared[key]
+    def _forget(self, job: Job) -> None:
+        if job.expiry is not None:
+            job.expiry.cancel()
+        identity = job.request.identity
+        if identity is not None and self._shared.get(identity.key) is job:
+            del self._shared[identity.key]
 
     # On the scheduler's thread
 
