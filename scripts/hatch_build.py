@@ -24,7 +24,7 @@ The engine is written in Swift, and no `swift` was found on PATH.
 """
 
 
-class SwiftBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling ships no types
+class SwiftBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
