@@ -34,6 +34,7 @@ let package = Package(
         .executableTarget(name: "GGUFFuzz", dependencies: ["GGUF"], path: "swift/GGUFFuzz",
                           swiftSettings: swiftFlags),
         .testTarget(name: "KVStoreTests", dependencies: ["KVStore", "Model", "Engine"], path: "tests/swift/KVStoreTests"),
+        .testTarget(name: "ComputeTests", dependencies: ["Compute"], path: "tests/swift/ComputeTests"),
         .testTarget(name: "GGUFTests", dependencies: ["GGUF", "GGUFFuzz"], path: "tests/swift/GGUFTests"),
     ]
 )

@@ -59,16 +59,18 @@ public struct RowStore {
     /// Makes room for `rows` more, so that `append` cannot fail.
     public mutating func reserve(_ rows: Int) throws {
         guard rows > 0 else { return }
-        let used = count % rowsPerPage, last = count / rowsPerPage
-        if used != 0, pages[last].filled != used {
-            if isKnownUniquelyReferenced(&pages[last]) {
-                pages[last].filled = used
+        // Also pages that were reserved before a copy was made and are still empty here.
+        for index in count / rowsPerPage..<max(pages.count, count / rowsPerPage) {
+            let used = index == count / rowsPerPage ? count % rowsPerPage : 0
+            if pages[index].filled == used { continue }
+            if isKnownUniquelyReferenced(&pages[index]) {
+                pages[index].filled = used
             } else {
                 let page = try newPage()
-                memory.copy(from: pages[last].buffer.contents, to: page.buffer.contents,
+                memory.copy(from: pages[index].buffer.contents, to: page.buffer.contents,
                             byteCount: used * format.byteCount)
                 page.filled = used
-                pages[last] = page
+                pages[index] = page
             }
         }
         let needed = (count + rows + rowsPerPage - 1) / rowsPerPage
