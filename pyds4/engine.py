@@ -163,6 +163,13 @@ class Engine:
         return self._tokenizer
 
     @property
+    def identity(self) -> bytes:
+        """20 bytes that name the model and its row formats: what kept prefixes belong to."""
+        out = ffi.new("uint8_t[20]")
+        lib.pyds4_engine_identity(self.handle, out)
+        return bytes(out)
+
+    @property
     def prefixes(self) -> Prefixes:
         """What its sessions remember together; off until ``prefixes.budget_bytes`` is set."""
         return Prefixes(self.handle)

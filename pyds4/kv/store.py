@@ -18,6 +18,7 @@ from pyds4.errors import ClosedError
 
 if TYPE_CHECKING:
     from pyds4.engine import Engine
+    from pyds4.session import Progress
 
 DEFAULT_BUDGET_BYTES = 64 << 30
 DEFAULT_RESERVE_BYTES = 1 << 30
@@ -241,8 +242,12 @@ class Store:
             last_error=text(out.last_error),
         )
 
-    def warm(self, tokens: Sequence[int]) -> int:
+    def warm(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
         """Have ``tokens`` ready: evaluate what is not kept yet, and keep it, pinned.
+
+        Args:
+            tokens: The prefix; shorter ones than ``fewest_tokens`` are evaluated but not kept.
+            progress: Called now and then with tokens done and tokens in all.
 
         Returns:
             How many tokens had to be evaluated.
@@ -254,7 +259,7 @@ class Store:
         if self._engine is None:
             raise ClosedError("a store opened without an engine cannot evaluate")
         with self._engine.session() as session:
-            reused = session.prefill(tokens)
+            reused = session.prefill(tokens, progress)
             session.save()
         self.flush()
         ids = list(tokens)
