@@ -1,0 +1,198 @@
+"""Samples and scores: what a seed means, and what counts as right. A scripted model stands in."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pyds4.chat import parse, render
+from pyds4.default_model import find_model
+from pyds4.errors import InvalidArgumentError
+from pyds4.evals import command, families, report, score
+from pyds4.evals.sample import Answer, Call, Sample
+from pyds4.model_file import ModelFile
+from pyds4.tokenizer import Tokenizer
+
+NEAR = [name for name in families.FAMILIES if "@" not in name]
+SEEDS = st.integers(0, 10**6)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    file = ModelFile(find_model())
+    try:
+        return Tokenizer.from_vocabulary(file.vocabulary())
+    finally:
+        file.close()
+
+
+class Script:
+    """A session that says what it was told to, whatever the prompt."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self._engine = engine
+        self._said: list[int] = []
+        self.closed = False
+
+    def prefill(self, tokens: list[int], /) -> int:
+        self._said = self._engine.completion(tokens)
+        return 0
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        out = np.zeros(self._engine.tokenizer.vocab_size, np.float32)
+        out[self._said[0] if self._said else 1] = 1
+        return out
+
+    def decode(self, token: int, /) -> None:
+        assert token == self._said.pop(0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedEngine:
+    """Knows the whole conversation, and changes what it says by ``spoil``."""
+
+    def __init__(self, sample: Sample, spoil: str = "") -> None:
+        self.tokenizer = tokenizer()
+        self._whole = sample.prompt().text
+        self._spoil = spoil
+        self.sessions: list[Script] = []
+
+    def completion(self, prompt: list[int]) -> list[int]:
+        text = self.tokenizer.decode(prompt)
+        assert self._whole.startswith(text), "the prompt is no prefix of the conversation"
+        rest = self._whole[len(text) :]
+        rest = rest[: rest.index("<｜end▁of▁sentence｜>")] + self._spoil
+        return self.tokenizer.encode(rest + "<｜end▁of▁sentence｜>")
+
+    def session(self) -> Script:
+        self.sessions.append(Script(self))
+        return self.sessions[-1]
+
+
+@pytest.mark.parametrize("family", NEAR)
+@settings(max_examples=8, deadline=None)
+@given(seed=SEEDS, thinking=st.booleans())
+def test_a_seed_means_one_sample(family: str, seed: int, thinking: bool) -> None:
+    first, second = (families.make(family, seed, thinking) for _ in range(2))
+    assert first.prompt().text == second.prompt().text
+    assert first.prompt().text != families.make(family, f"{seed}+", thinking).prompt().text or (
+        family in ("greet", "identity", "fact")
+    )
+
+
+@pytest.mark.parametrize("family", NEAR)
+@settings(max_examples=12, deadline=None)
+@given(seed=SEEDS, thinking=st.booleans())
+def test_the_right_answer_is_scored_right(family: str, seed: int, thinking: bool) -> None:
+    sample = families.make(family, seed, thinking)
+    engine = ScriptedEngine(sample)
+    results = score.score(engine, sample)
+    assert [result.right for result in results] == [True] * len(sample.scored())
+    assert all(session.closed for session in engine.sessions)
+
+
+@pytest.mark.parametrize("family", ["greet", "arith", "agent", "shell", "recall_turns"])
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_changed_answer_is_scored_wrong(family: str, thinking: bool) -> None:
+    sample = families.make(family, 3, thinking)
+    results = score.score(ScriptedEngine(sample, spoil=" indeed"), sample)
+    assert results
+    assert not any(result.right for result in results)
+
+
+def test_reasoning_is_free() -> None:
+    answer = Answer("because", "4")
+    assert score.is_right("some other thought</think>4<｜end▁of▁sentence｜>", "thinking", answer)
+    assert not score.is_right("because</think>5<｜end▁of▁sentence｜>", "thinking", answer)
+
+
+def test_an_unfinished_answer_is_wrong() -> None:
+    assert not score.is_right("4", "chat", Answer("", "4"))
+    assert not score.is_right("4<｜end▁of▁sentence｜>", "thinking", Answer("", "4"))
+
+
+def test_calls_are_compared_by_name_and_arguments() -> None:
+    sample = families.make("tool", 5, False)
+    whole = sample.prompt(1).text
+    said = whole[whole.rindex("</think>") + len("</think>") :]
+    answer = sample.exchanges[0].answer
+    assert answer.calls
+    assert score.is_right(said, "chat", answer)
+    other = Answer(answer.reasoning, answer.content, (Call("other", answer.calls[0].arguments),))
+    assert not score.is_right(said, "chat", other)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, thinking=st.booleans(), family=st.sampled_from(NEAR))
+def test_samples_hold_no_markers_and_parse_back(seed: int, thinking: bool, family: str) -> None:
+    sample = families.make(family, seed, thinking)
+    mode: score.Mode = "thinking" if thinking else "chat"
+    for index in sample.scored():
+        messages = sample.messages(index + 1)
+        asked = render(messages[:-1], thinking_mode=mode).text
+        whole = render(messages, thinking_mode=mode).text
+        assert whole.startswith(asked)
+        message = parse(whole[len(asked) :], mode)
+        assert message["content"] == sample.exchanges[index].answer.content
+    ids = sample.prompt().token_ids(tokenizer())
+    assert ids == tokenizer().encode(sample.prompt().text)
+
+
+@pytest.mark.parametrize("distance", families.DISTANCES)
+def test_recall_is_as_far_as_its_name_says(distance: int) -> None:
+    for seed in range(4):
+        sample = families.make(f"recall@{distance}", seed, False)
+        count = len(sample.prompt().token_ids(tokenizer()))
+        assert 0.85 * distance < count < 1.15 * distance + 120
+        assert count < 16384
+
+
+def test_every_right_answer_to_a_sort_is_sorted() -> None:
+    for seed in range(60):
+        sample = families.make("sort", seed, False)
+        items = sample.exchanges[0].answer.content.split(", ")
+        ordered: list[Any] = [int(x) for x in items] if items[0].isdigit() else items
+        assert ordered in (sorted(ordered), sorted(ordered, reverse=True))
+
+
+def test_the_table_adds_up() -> None:
+    def result(family: str, mode: score.Mode, right: bool) -> score.Result:
+        return score.Result(family, mode, 0, right, 10, "question", "wanted", "got")
+
+    results = [
+        result("tool", "chat", True),
+        result("tool", "chat", False),
+        result("recall@300", "thinking", True),
+        result("agent", "thinking", True),
+    ]
+    summary = report.summary(results)
+    assert summary["exact_match"] == 0.75
+    assert summary["groups"] == {"recall": 1.0, "tools": 0.5, "agents": 1.0}
+    assert summary["families"]["tool"] == {"chat": {"right": 1, "total": 2}}
+    assert [mistake["family"] for mistake in summary["mistakes"]] == ["tool"]
+    json.dumps(summary)
+    assert report.table(results, "title").row_count == 7
+
+
+def test_families_are_chosen_by_pattern() -> None:
+    assert command.chosen("recall@*,greet")[0] == "greet"
+    assert len(command.chosen("recall@*")) == len(families.DISTANCES)
+    with pytest.raises(ValueError, match="no family is called 'nothing'"):
+        command.chosen("nothing")
+
+
+def test_an_unknown_family_is_a_clear_error() -> None:
+    from pyds4.evals import main
+
+    with pytest.raises(InvalidArgumentError, match="no family is called"):
+        main(["--families", "nothing"])
