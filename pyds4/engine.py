@@ -114,6 +114,11 @@ class Engine:
             raise InvalidArgumentError(f"threads: expected 1 to 1024, found {threads}")
         header = ModelFile(path)
         guard_load(header, roundings=roundings, weights_on_host=backend != "cuda")
+        self.manifest = None
+        if os.path.exists(f"{os.fspath(path)}.manifest.json"):
+            from pyds4.files.manifest import check_manifest
+
+            self.manifest = check_manifest(path, header)
         header.close()
         options = ffi.new("pyds4_engine_options *")
         options.struct_size = ffi.sizeof("pyds4_engine_options")

@@ -27,6 +27,12 @@ COMMANDS = {
     "bench": "measure prefill and decode speed, alone or beside llama-bench",
     "logits": "write the logits of every position of a token sequence",
     "synth": "write a synthetic model of any size",
+    "download": "get a model from the hub, verified",
+    "models": "list downloaded models, check or remove them",
+    "imatrix": "measure which inputs matter, for quantising",
+    "convert": "turn an original checkpoint (safetensors) into a GGUF file",
+    "quantize": "write a GGUF file again in smaller types, or with tensors of other files",
+    "verify": "measure a model on text, against another file or captured answers",
     "doctor": "say what this machine can run, and which files fit it",
 }
 """Every command and what it is for."""

@@ -74,7 +74,7 @@ def compare_files(a: ModelFile, b: ModelFile, *, data: bool = False) -> FileDiff
         same = types[0] == types[1] and shapes[0] == shapes[1]
         error = None
         if sources and shapes[0] == shapes[1]:
-            if same and _same_bytes(sources[0].raw(mine), sources[1].raw(other)):
+            if same and _same_bytes(sources, mine, other):
                 continue
             error = _relative_error(sources, mine, other)
             same = False
@@ -88,11 +88,14 @@ def _brief(file: ModelFile, key: str) -> Any:
     return file[key] if count <= 128 else f"{kind} of {count}"
 
 
-def _same_bytes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
-    step = 64 << 20
+def _same_bytes(sources: tuple[TensorSource, TensorSource], a: TensorInfo, b: TensorInfo) -> bool:
+    step = 16 << 20
     return all(
-        np.array_equal(a[start : start + step], b[start : start + step])
-        for start in range(0, len(a), step)
+        np.array_equal(
+            sources[0].read(a, start, min(step, a.byte_count - start)),
+            sources[1].read(b, start, min(step, a.byte_count - start)),
+        )
+        for start in range(0, a.byte_count, step)
     )
 
 
@@ -110,9 +113,9 @@ def _relative_error(
 
 def _numbers(source: TensorSource, tensor: TensorInfo) -> Iterator[NDArray[np.float32]]:
     """All numbers in equal steps whatever the type: a multiple of every block size."""
-    type = type_named(tensor.type)
-    raw, total = source.raw(tensor), int(np.prod(tensor.shape, dtype=np.int64))
+    type, size = type_named(tensor.type), tensor.byte_count
+    total = int(np.prod(tensor.shape, dtype=np.int64))
     for start in range(0, total, _CHUNK_WEIGHTS):
         count = min(_CHUNK_WEIGHTS, total - start)
-        size = len(raw) * start // total, len(raw) * (start + count) // total
-        yield decode(type, raw[size[0] : size[1]], count)
+        begin, end = size * start // total, size * (start + count) // total
+        yield decode(type, source.read(tensor, begin, end - begin), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 
@@ -10,26 +11,50 @@ from gguf.constants import GGUFValueType
 from numpy.typing import NDArray
 
 from .._native import check, ffi, lib
+from ..errors import ModelFileError
 from ..model_file import ModelFile, TensorInfo
 from ..synth.writer import Typed
 
-__all__ = ["RawValue", "TensorSource", "raw_metadata"]
+__all__ = ["RawValue", "TensorSource", "raw_metadata", "read_exactly"]
 
 _ARRAY, _STRING = 9, 8
 
 
+def read_exactly(descriptor: int, path: str, offset: int, count: int) -> NDArray[np.uint8]:
+    """``count`` bytes of a file, read rather than mapped: memory then holds what is in use, not
+    all that was ever touched.
+
+    Raises:
+        ModelFileError: the file ends before.
+    """
+    out = np.empty(count, np.uint8)
+    view, done = out.data, 0
+    while done < count:
+        got = os.preadv(descriptor, [view[done:]], offset + done)
+        if got == 0:
+            raise ModelFileError(
+                f"{path} ends at byte {offset + done}: expected {count - done} more"
+            )
+        done += got
+    return out
+
+
 class TensorSource:
-    """Tensors of a file, mapped; nothing is read before it is used."""
+    """Tensors of a file, read in pieces; from any thread."""
 
     def __init__(self, file: ModelFile) -> None:
         self.file = file
-        self._parts = [np.memmap(path, np.uint8, "r") for path in file.paths]
         self.tensors = {tensor.name: tensor for tensor in file.tensors}
+        self._descriptors = [os.open(path, os.O_RDONLY) for path in file.paths]
 
-    def raw(self, tensor: TensorInfo) -> NDArray[np.uint8]:
-        """All bytes of ``tensor``, a view of the mapping."""
-        part = self._parts[tensor.file_index]
-        return part[tensor.offset : tensor.offset + tensor.byte_count]
+    def read(self, tensor: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
+        """``count`` bytes of ``tensor`` from byte ``start`` on."""
+        descriptor, path = self._descriptors[tensor.file_index], self.file.paths[tensor.file_index]
+        return read_exactly(descriptor, path, tensor.offset + start, count)
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_descriptors", []):
+            os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -42,9 +67,11 @@ class RawValue(Typed):
         return self.raw
 
 
-def raw_metadata(file: ModelFile) -> dict[str, RawValue]:
-    """Every entry in file order, byte for byte, as ``write_gguf`` takes it."""
-    entry, out = ffi.new("pyds4_metadata *"), {}
+def raw_metadata(file: ModelFile) -> dict[str, Typed]:
+    """Every entry in file order, byte for byte, as ``write_gguf`` takes it; without what only a
+    split file has."""
+    entry = ffi.new("pyds4_metadata *")
+    out: dict[str, Typed] = {}
     for index, key in enumerate(file):
         check(lib.pyds4_file_metadata(file.handle, index, entry))
         data = bytes(ffi.buffer(entry.data, entry.byte_count)) if entry.byte_count else b""
@@ -54,5 +81,6 @@ def raw_metadata(file: ModelFile) -> dict[str, RawValue]:
             data = struct.pack("<IQ", entry.element_type, entry.count) + data
         elif entry.type == _STRING:
             data = struct.pack("<Q", len(data)) + data
-        out[key] = RawValue(GGUFValueType(entry.type), None, element, data)
+        if not key.startswith("split."):
+            out[key] = RawValue(GGUFValueType(entry.type), None, element, data)
     return out
