@@ -58,7 +58,7 @@ class Pending:
             return End() if self.final else Partial(committed=False)
         found = match_tag(self.text, at)
         if isinstance(found, Partial) and self.final:
-            return End() if found.committed else Text()
+            return End()  # a tag cut short: what opened before it was markup, not text
         return found or Text()
 
     def may_become(self, at: int, *markers: str) -> bool:
