@@ -145,7 +145,7 @@ def test_agents_that_share_a_beginning_store_it_once(fresh: Open) -> None:
 
 
 def test_a_growing_conversation_costs_little_more_than_its_end(fresh: Open) -> None:
-    turns, tokens = 12, random_tokens(12_000, seed=5)
+    turns, tokens = 8, random_tokens(8_000, seed=5)
     model, store = fresh(synthetic_path(ROOMY, MIX), fewest_tokens=256)
     with model.session() as session:
         for turn in range(1, turns + 1):
