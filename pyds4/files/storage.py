@@ -134,11 +134,12 @@ class StoredMatrix:
             return None
         n = stop - start
         packed = self._bytes(start, stop).reshape(n, -1, 16)
-        codes = np.empty((*packed.shape[:2], 32), np.uint8)
-        codes[..., 0::2], codes[..., 1::2] = packed & 15, packed >> 4
         out = np.empty((*packed.shape[:2], 17), np.uint8)
         out[..., 0] = self._scale_bytes(start, stop)
-        out[..., 1:] = codes[..., :16] | codes[..., 16:] << 4
+        # A byte held codes 2i and 2i + 1; it shall hold codes i and i + 16.
+        first, second = packed[..., :8], packed[..., 8:]
+        out[..., 1::2] = (first & 15) | (second << 4)
+        out[..., 2::2] = (first >> 4) | (second & 0xF0)
         return out.reshape(n, -1)
 
     def _scale_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
