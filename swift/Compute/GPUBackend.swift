@@ -31,6 +31,9 @@ public final class GPUBackend: Backend {
     }
 
     public func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
+        for m in weights where m.name.contains("hc_") && (m.columns > 4 * 8192 || !Self.mixTypes.contains(m.type)) {
+            throw ComputeError.device("\(m.name): the GPU needs it as f32, f16, bf16 or q8_0 and at most 32768 columns")
+        }
         for m in weights where m.columns % 32 != 0 {
             throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU needs a multiple of 32")
         }
@@ -98,6 +101,7 @@ public final class GPUBackend: Backend {
         return out
     }
 
+    private static let mixTypes: Set<Int32> = [Int32(GPU_F32), Int32(GPU_F16), Int32(GPU_BF16), Int32(GPU_Q8_0)]
     private static let tileTypes: Set<UInt32> = Set(
         [GPU_F16, GPU_Q8_0, GPU_Q8_0_PLANES, GPU_MXFP4, GPU_Q2_K, GPU_Q4_K, GPU_IQ2_XXS, GPU_IQ2_XXS_PLANES]
             .map { UInt32($0) })
@@ -209,7 +213,7 @@ public final class GPUBackend: Backend {
         let (mix, call) = try hcMix(streams, w, epsilon), n = streams.rows
         let out = HyperConnectionMix(pre: mix, post: try arena.tensor(n, 4), comb: try arena.tensor(n, 4, 4))
         let x = try arena.tensor(n, streams.width / 4)
-        dispatch(.hc_enter, (n, 1, 1),
+        dispatch(.hc_enter, (2, n, 1),
                  [mix.floats.raw, try weights[w.scale], try weights[w.base], streams.floats.raw, try weights[norm],
                   out.post.floats.raw, out.comb.floats.raw, x.floats.raw], call)
         return (x, out)

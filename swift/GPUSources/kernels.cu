@@ -81,6 +81,9 @@ private:
   template <class T, int N, class B> MSL_D msl_vec<T, N> &operator op##=(msl_vec<T, N> &a, const B &b) { a = a op b; return a; }
 MSL_VOP(+) MSL_VOP(-) MSL_VOP(*) MSL_VOP(/) MSL_VOP(&) MSL_VOP(|) MSL_VOP(^) MSL_VOP(<<) MSL_VOP(>>) MSL_VOP(%)
 template <class T, int N> MSL_D msl_vec<T, N> operator-(msl_vec<T, N> a) { msl_vec<T, N> r; for (int i = 0; i < N; ++i) r[i] = -a[i]; return r; }
+// Two halfs in one instruction, each operation rounded once.
+#define MSL_H2(op, name) MSL_D msl_vec<half, 2> operator op(msl_vec<half, 2> a, msl_vec<half, 2> b) { union { msl_vec<half, 2> h; uint u; } x = {a}, y = {b}, z = {a}; asm(name " %0, %1, %2;" : "=r"(z.u) : "r"(x.u), "r"(y.u)); return z.h; }
+MSL_H2(+, "add.rn.f16x2") MSL_H2(-, "sub.rn.f16x2") MSL_H2(*, "mul.rn.f16x2")
 #define MSL_VC(op) template <class T, int N> MSL_D msl_vec<bool, N> operator op(msl_vec<T, N> a, msl_vec<T, N> b) { msl_vec<bool, N> r; for (int i = 0; i < N; ++i) r[i] = a[i] op b[i]; return r; }
 MSL_VC(==) MSL_VC(!=) MSL_VC(<) MSL_VC(>) MSL_VC(<=) MSL_VC(>=)
 #define MSL_VT(T) typedef msl_vec<T, 2> msl_##T##2; typedef msl_vec<T, 3> msl_##T##3; typedef msl_vec<T, 4> msl_##T##4;
@@ -511,6 +514,49 @@ msl_inline float4 kv_decode4(msl_constant gpu_row_format &f, msl_device const uc
                   kv_rope_decode(words, first + 2, step), kv_rope_decode(words, first + 3, step));
 }
 
+// A share of an FP8 row of 512 values, 64 of them rotated, as it lies in memory: loads first, numbers later,
+// so that loads of the next row can be under way while this one is used. Of `threads` (16 or 32) that share
+// a row, thread t has words t, t + threads, … of the plain values and 64 / threads of the rotated ones.
+#define KV_FP8_PLAIN 448
+#define KV_FP8_WORDS (KV_FP8_PLAIN / 4)
+
+struct kv_share {
+    uint q[7];
+    uint2 scales;  // seven blocks', then the rotated values'
+    uint2 low;     // two words of rotated values
+    uint2 high;
+};
+
+msl_inline void kv_load_share(msl_thread kv_share &v, msl_device const uchar *row, uint t, uint threads) {
+    #pragma unroll
+    for (ushort j = 0; j < 7; ++j) {
+        const uint i = t + threads * j;
+        if (threads * j < KV_FP8_WORDS) { v.q[j] = *(msl_device const uint *)(row + 4 * min(i, KV_FP8_WORDS - 1u)); }
+    }
+    msl_device const uint2 *tail = (msl_device const uint2 *)(row + KV_FP8_PLAIN);
+    v.scales = tail[0];
+    const uint first = t * (64 / threads) / 3;
+    v.low = tail[1 + first];
+    v.high = tail[1 + min(first + 1, 21u)];
+}
+
+// Plain word j of the share: values 4·(t + threads·j) … of the row.
+msl_inline float4 kv_share_plain(msl_thread kv_share &v, ushort j, uint t, uint threads) {
+    const uint block = (t + threads * j) / 16, word = v.q[j];
+    const uint scale = ((block < 4 ? v.scales.x : v.scales.y) >> (8 * (block & 3))) & 255u;
+    return float4(kv_e4m3_decode(word & 255u), kv_e4m3_decode((word >> 8) & 255u), kv_e4m3_decode((word >> 16) & 255u),
+                  kv_e4m3_decode(word >> 24)) * kv_power(scale);
+}
+
+// Rotated value `i` of the share, the first being t · 64 / threads.
+msl_inline float kv_share_rope(msl_thread kv_share &v, uint i, uint t, uint threads) {
+    const uint first = t * (64 / threads), word = (first + i) / 3 - first / 3, place = (first + i) % 3;
+    const uint2 w = word == 0 ? v.low : v.high;
+    // 21 bits from bit 21 · place of 64.
+    const uint bits = place == 0 ? w.x : place == 1 ? (w.x >> 21 | w.y << 11) : w.y >> 10;
+    return float(int(bits << 11) >> 11) * (kv_power(v.scales.y >> 24) * 9.5367431640625e-7f);
+}
+
 // One simdgroup rotates v [dim] in threadgroup memory by Sylvester's matrix / √dim.
 msl_inline void kv_hadamard(msl_threadgroup float *v, uint dim, ushort lane) {
     for (uint step = 1; step < dim; step *= 2) {
@@ -703,6 +749,23 @@ msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint 
 #line 21 "attention.metal"
 using namespace metal;
 
+// Where row `place` of a token's list lies: window rows first, `start` being the first one's position.
+msl_inline msl_device const uchar *att_row(msl_constant gpu_attention &p, msl_device const uchar *ring, msl_device const uchar *chunk,
+                                   msl_device const kv_page *pages, msl_device const int *selected, uint token, uint first,
+                                   uint start, uint in_window, uint place) {
+    if (place < in_window) {
+        const uint seen = start + place;
+        return seen < first ? ring + ulong(seen % p.window) * p.format.bytes
+                            : chunk + ulong(seen - first) * p.format.bytes;
+    }
+    const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + place - in_window]) : place - in_window;
+    return kv_row(pages, p.rows_per_page, p.format.bytes, row);
+}
+
+msl_inline bool att_is_fp8_512(msl_constant gpu_attention &p) {
+    return p.format.kind == GPU_ROW_FP8 && p.format.dim == 512u && p.format.rope == 64u;
+}
+
 #define ATT_SIMDGROUPS 8
 #define ATT_SIMD_HEADS 2
 #define ATT_HEADS (ATT_SIMDGROUPS * ATT_SIMD_HEADS)
@@ -732,6 +795,7 @@ MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uch
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
     const uint from = min(tg.x * share, all), to = min(from + share, all);
+    const bool is_fp8 = att_is_fp8_512(p);
 
     float4 query[ATT_SIMD_HEADS][ATT_LANE];
     float4 sum[ATT_SIMD_HEADS][ATT_LANE];
@@ -753,20 +817,24 @@ MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uch
     for (uint at = from; at < to; at += ATT_ROWS) {
         const uint rows = min(to - at, uint(ATT_ROWS));
         // Simdgroup s decodes row s; rows past the end repeat the last one and weigh nothing.
-        const uint place = at + min(uint(sg), rows - 1);
-        msl_device const uchar *line;
-        if (place < in_window) {
-            const uint seen = start + place;
-            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
-                                : chunk + ulong(seen - first) * p.format.bytes;
+        msl_device const uchar *line = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                                           at + min(uint(sg), rows - 1));
+        if (is_fp8) {
+            kv_share share;
+            kv_load_share(share, line, lane, 32);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                const uint i = lane + 32u * j;
+                if (i < KV_FP8_WORDS) { tile[sg * 128 + i] = kv_share_plain(share, j, lane, 32); }
+            }
+            msl_threadgroup float2 *rotated = (msl_threadgroup float2 *)(tile + sg * 128 + KV_FP8_WORDS);
+            rotated[lane] = float2(kv_share_rope(share, 0, lane, 32), kv_share_rope(share, 1, lane, 32));
         } else {
-            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + place - in_window]) : place - in_window;
-            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
-        }
-        #pragma unroll
-        for (ushort v = 0; v < ATT_LANE; ++v) {
-            const uint i = v * 32u + lane;
-            if (i < quads) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
+            #pragma unroll
+            for (ushort v = 0; v < ATT_LANE; ++v) {
+                const uint i = v * 32u + lane;
+                if (i < quads) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
+            }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         float score[ATT_SIMD_HEADS][ATT_ROWS];
@@ -890,24 +958,41 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
         #pragma unroll
         for (ushort j = 0; j < 4; ++j) { tile_zero(sum[i][j]); }
     }
+    // Rows past the end repeat the last one and weigh nothing.
+    const bool is_fp8 = att_is_fp8_512(p);
+    kv_share share;
+    msl_device const uchar *next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                                       min(uint(tid / 16), all - 1));
+    if (is_fp8) {
+        kv_load_share(share, next, tid & 15, 16);
+        next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                       min(TILES_ROWS + uint(tid / 16), all - 1));
+    }
     // Of head tid / 8, the same in eight lanes.
     float top = -1.0e30f, weight = 0.0f;
     for (uint at = 0; at < all; at += TILES_ROWS) {
-        // Sixteen threads decode a row; rows past the end repeat the last one and weigh nothing.
-        const uint place = at + tid / 16;
-        const uint some = min(place, all - 1);
-        msl_device const uchar *line;
-        if (some < in_window) {
-            const uint seen = start + some;
-            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
-                                : chunk + ulong(seen - first) * p.format.bytes;
+        // Sixteen threads decode a row.
+        msl_threadgroup half *line = rows + tid / 16 * TILES_LD;
+        const uint t = tid & 15;
+        if (is_fp8) {
+            #pragma unroll
+            for (ushort j = 0; j < 7; ++j) {
+                *(msl_threadgroup half4 *)(line + 4 * (t + 16 * j)) = half4(kv_share_plain(share, j, t, 16));
+            }
+            *(msl_threadgroup half4 *)(line + KV_FP8_PLAIN + 4 * t)
+                = half4(float4(kv_share_rope(share, 0, t, 16), kv_share_rope(share, 1, t, 16),
+                               kv_share_rope(share, 2, t, 16), kv_share_rope(share, 3, t, 16)));
+            // The row after this one begins to arrive; where the one after that lies is known by then.
+            kv_load_share(share, next, t, 16);
+            next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                           min(at + 2 * TILES_ROWS + tid / 16, all - 1));
         } else {
-            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + some - in_window]) : some - in_window;
-            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
-        }
-        for (ushort j = 0; j < TILES_DIM / 64; ++j) {
-            const uint i = (tid & 15) + 16 * j;
-            *(msl_threadgroup half4 *)(rows + tid / 16 * TILES_LD + 4 * i) = half4(kv_decode4(p.format, line, i));
+            msl_device const uchar *row = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                                              min(at + tid / 16, all - 1));
+            for (ushort j = 0; j < TILES_DIM / 64; ++j) {
+                const uint i = t + 16 * j;
+                *(msl_threadgroup half4 *)(line + 4 * i) = half4(kv_decode4(p.format, row, i));
+            }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_c score[2];
@@ -958,10 +1043,10 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
         weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2 + 1] = half(s.y);
         if ((tid & 7) == 0) { fades[tid / 8] = fade; }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        tile_a share[2];
+        tile_a shares[2];
         #pragma unroll
         for (ushort i = 0; i < 2; ++i) {
-            tile_load_a(share[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
+            tile_load_a(shares[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
             #pragma unroll
             for (ushort j = 0; j < 4; ++j) { tile_scale_rows(sum[i][j], fades + 16 * i, lane); }
         }
@@ -970,7 +1055,7 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
             tile_b value;
             tile_load_b(value, rows + channel + 16 * j, TILES_LD, lane);
             #pragma unroll
-            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], share[i], value); }
+            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], shares[i], value); }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
@@ -997,6 +1082,7 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
 }
 
 #define MERGE_THREADS 128
+#define ATT_MOST_SPLITS 32
 
 [[max_total_threads_per_threadgroup(MERGE_THREADS)]]
 MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * chunk, msl_device const int * positions, msl_device float * out, msl_device uchar * ring, msl_constant gpu_attention & p, uint2 tg, ushort tid)
@@ -1013,19 +1099,19 @@ MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const
 {
     const uint head = tg.x, token = tg.y, dim = p.format.dim, plain = (dim - p.format.rope) / 2;
     const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
+    threadgroup_decl float fades[ATT_MOST_SPLITS];
     float most = sinks[head];
     for (uint s = 0; s < p.splits; ++s) { most = max(most, sums[place + s * step].x); }
+    if (tid < p.splits) { fades[tid] = exp(sums[place + tid * step].x - most); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     float weight = exp(sinks[head] - most);
-    for (uint s = 0; s < p.splits; ++s) {
-        const float2 share = sums[place + s * step];
-        weight += share.y * exp(share.x - most);
-    }
+    for (uint s = 0; s < p.splits; ++s) { weight += sums[place + s * step].y * fades[s]; }
     const float inverse = 1.0f / weight;
     for (uint i = tid; i < dim / 2; i += MERGE_THREADS) {
         float2 v = float2(0.0f);
+        #pragma unroll(4)
         for (uint s = 0; s < p.splits; ++s) {
-            const float fade = exp(sums[place + s * step].x - most);
-            v = v + ((msl_device const float2 *)(parts + (place + s * step) * dim))[i] * fade;
+            v = v + ((msl_device const float2 *)(parts + (place + s * step) * dim))[i] * fades[s];
         }
         v = v * inverse;
         if (i >= plain) {
@@ -1438,6 +1524,12 @@ template <uint T> msl_inline ulong quant_row_bytes(uint columns) {
     return ulong(columns / 32) * 8;  // IQ2_XXS planes
 }
 
+// IQ2_XXS's grid where lookups are fast: [256] in threadgroup memory, by all `threads`.
+msl_inline void quant_fill_grid(msl_threadgroup uint2 *grid, uint tid, uint threads) {
+    for (uint i = tid; i < 256; i += threads) { grid[i] = uint2(quant_iq2_bytes[2 * i], quant_iq2_bytes[2 * i + 1]); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
 // Magnitude codes and sign bits of eight weights to floats.
 msl_inline void quant_iq2_eight(uint codes, uint signs, float scale, msl_thread float *out) {
     for (ushort i = 0; i < 8; ++i) {
@@ -1574,10 +1666,90 @@ msl_inline void quant_load16(msl_device const uchar *w, ulong plane, ulong row, 
     }
 }
 
+// ---------------------------------------------------------------- halfs, for tiles
+//
+// A byte under 0x64 is the half 1024 + byte: two weights at a time, without a conversion.
+
+msl_inline half2 quant_bytes_half2(uint word, ushort pair) {
+#ifdef MSL_CUDA
+    return as_type<half2>(__byte_perm(word, 0x64646464u, pair == 0 ? 0x4140u : 0x4342u));
+#else
+    const uint two = word >> (16 * pair);
+    return as_type<half2>((two & 0xffu) | (two & 0xff00u) << 8 | 0x64006400u);
+#endif
+}
+
+// Four signed bytes times d.
+msl_inline uint2 quant_signed_half4(uint word, half2 d) {
+    const uint biased = word ^ 0x80808080u;
+    const half2 zero = half2(half(1152.0f));
+    return uint2(as_type<uint>((quant_bytes_half2(biased, 0) - zero) * d),
+                 as_type<uint>((quant_bytes_half2(biased, 1) - zero) * d));
+}
+
+// As quant_load16, as sixteen halfs.
+template <uint T>
+msl_inline void quant_half16(msl_device const uchar *w, ulong plane, ulong row, uint columns, uint k,
+                         msl_threadgroup const uint2 *grid, msl_thread uint2 *out) {
+    msl_device const uchar *line = w + row * quant_row_bytes<T>(columns);
+    if (T == GPU_F16) {
+        msl_device const uint2 *p = (msl_device const uint2 *)(line + ulong(k) * 2);
+        for (ushort j = 0; j < 4; ++j) { out[j] = p[j]; }
+    } else if (T == GPU_Q8_0_PLANES) {
+        const uint4 q = *(msl_device const uint4 *)(line + k);
+        const half2 d = half2(as_type<half>(*(msl_device const ushort *)(w + plane + (row * (columns / 32) + k / 32) * 2)));
+        out[0] = quant_signed_half4(q.x, d);
+        out[1] = quant_signed_half4(q.y, d);
+        out[2] = quant_signed_half4(q.z, d);
+        out[3] = quant_signed_half4(q.w, d);
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        const uint2 group = *(msl_device const uint2 *)(line + ulong(k / 32) * 8);
+        const float scale = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2)
+                          * float(2u * (group.y >> 28) + 1u) * 0.125f;
+        const half2 d = half2(half(scale));
+        #pragma unroll
+        for (ushort e = 0; e < 2; ++e) {
+            const uint entry = (k / 16u & 1u) * 2u + e;
+            const uint seven = (group.y >> (7u * entry)) & 127u;
+            const uint signs = seven | (popcount(seven) & 1u) << 7;
+            const uint2 eight = grid[(group.x >> (8u * entry)) & 255u];
+            out[2 * e] = quant_signed_half4(quant_negate4(eight.x, signs & 15u), d);
+            out[2 * e + 1] = quant_signed_half4(quant_negate4(eight.y, signs >> 4), d);
+        }
+    } else if (T == GPU_Q2_K) {
+        const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
+        msl_device const uchar *block = line + ulong(k / 256) * 84;
+        const uint sub = block[j];
+        const half2 d = half2(half(quant_half(block + 80) * float(sub & 15u)));
+        const half2 least = half2(half(quant_half(block + 82) * float(sub >> 4)));
+        msl_device const uint *q = (msl_device const uint *)(block + 16 + 32u * h + l);
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint two = (q[i] >> (2u * s)) & 0x03030303u;
+            const half2 zero = half2(half(1024.0f));
+            out[i] = uint2(as_type<uint>((quant_bytes_half2(two, 0) - zero) * d - least),
+                           as_type<uint>((quant_bytes_half2(two, 1) - zero) * d - least));
+        }
+    } else {
+        float v[16];
+        for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
+        quant_load16<T>(w, plane, row, columns, k, v);
+        for (ushort j = 0; j < 4; ++j) {
+            out[j] = as_type<uint2>(half4(float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3])));
+        }
+    }
+}
+
 // ---------------------------------------------------------------- one simdgroup along a row
 //
 // 512 weights at a time, sixteen a lane, as four float4: which ones depends on the format, so that lanes
 // next to each other read memory next to each other, of the weights and of x.
+
+// Formats of published models, whose branch-free form is worth its code.
+template <uint T> msl_inline bool quant_is_common() {
+    return T == GPU_F32 || T == GPU_F16 || T == GPU_Q8_0_PLANES || T == GPU_Q2_K || T == GPU_IQ2_XXS_PLANES
+        || T == GPU_Q4_K || T == GPU_MXFP4 || T == GPU_Q8_0;
+}
 
 // Where the j-th float4 of a lane lies among the 512.
 template <uint T> msl_inline uint quant_lane_offset(ushort lane, ushort j) {
@@ -1587,17 +1759,19 @@ template <uint T> msl_inline uint quant_lane_offset(ushort lane, ushort j) {
     return 16u * lane + 4u * j;
 }
 
-// The lane's weights of [k0, k0 + 512) in row `row`; zeros past the end.
-template <uint T>
+// The lane's weights of [k0, k0 + 512) in row `row`; zeros past the end, unless all 512 are there (FULL):
+// then there is no branch, and all loads of several rows can be under way together. `grid`: what
+// quant_fill_grid put there, for IQ2_XXS planes.
+template <uint T, bool FULL>
 msl_inline void quant_lane16(msl_device const uchar *w, ulong plane, ulong row, uint columns, uint k0, ushort lane,
-                         msl_thread float4 *out) {
+                         msl_threadgroup const uint2 *grid, msl_thread float4 *out) {
     msl_device const uchar *line = w + row * quant_row_bytes<T>(columns);
     if (T == GPU_F32 || T == GPU_F16 || T == GPU_BF16 || T == GPU_Q8_0_PLANES) {
         #pragma unroll
         for (ushort j = 0; j < 4; ++j) {
             const uint k = k0 + 128u * j + 4u * lane;
             float4 v = float4(0.0f);
-            if (k < columns) {
+            if (FULL || k < columns) {
                 if (T == GPU_F32) {
                     v = *(msl_device const float4 *)(line + ulong(k) * 4);
                 } else if (T == GPU_Q8_0_PLANES) {
@@ -1620,7 +1794,7 @@ msl_inline void quant_lane16(msl_device const uchar *w, ulong plane, ulong row, 
         const uint k = k0 + 256u * (lane / 16);
         const ushort h = lane % 16 / 8, word = lane % 8;
         for (ushort j = 0; j < 4; ++j) { out[j] = float4(0.0f); }
-        if (k < columns) {
+        if (FULL || k < columns) {
             msl_device const uchar *block = line + ulong(k / 256) * 84;
             const uint q = *(msl_device const uint *)(block + 16 + 32 * h + 4 * word);
             // Scales 8h + 2s + half of shifts s = 0 … 3.
@@ -1639,34 +1813,34 @@ msl_inline void quant_lane16(msl_device const uchar *w, ulong plane, ulong row, 
             const uint k = k0 + 256u * e + 8u * lane;
             out[2 * e] = float4(0.0f);
             out[2 * e + 1] = float4(0.0f);
-            if (k < columns) {
+            if (FULL || k < columns) {
                 const uint2 group = *(msl_device const uint2 *)(line + ulong(k / 32) * 8);
                 const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
                 const float scale = d * float(2u * (group.y >> 28) + 1u) * 0.125f;
                 const uint entry = lane & 3;
                 const uint seven = (group.y >> (7u * entry)) & 127u;
                 const uint signs = seven | (popcount(seven) & 1u) << 7;
-                const uint grid = 2u * ((group.x >> (8u * entry)) & 255u);
-                out[2 * e] = quant_signed4(quant_negate4(quant_iq2_bytes[grid], signs & 15u)) * scale;
-                out[2 * e + 1] = quant_signed4(quant_negate4(quant_iq2_bytes[grid + 1], signs >> 4)) * scale;
+                const uint2 eight = grid[(group.x >> (8u * entry)) & 255u];
+                out[2 * e] = quant_signed4(quant_negate4(eight.x, signs & 15u)) * scale;
+                out[2 * e + 1] = quant_signed4(quant_negate4(eight.y, signs >> 4)) * scale;
             }
         }
     } else {
         const uint k = k0 + 16u * lane;
         float v[16];
         for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
-        if (k < columns) { quant_load16<T>(w, plane, row, columns, k, v); }
+        if (FULL || k < columns) { quant_load16<T>(w, plane, row, columns, k, v); }
         for (ushort j = 0; j < 4; ++j) { out[j] = float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]); }
     }
 }
 
 // The lane's values of x in the same order; past the end whatever row 0 of 512 has, times zero weights.
-template <uint T>
+template <uint T, bool FULL>
 msl_inline void quant_lane_x(msl_device const float *x, uint columns, uint k0, ushort lane, msl_thread float4 *out) {
     #pragma unroll
     for (ushort j = 0; j < 4; ++j) {
         const uint k = k0 + quant_lane_offset<T>(lane, j);
-        out[j] = k < columns ? *(msl_device const float4 *)(x + k) : float4(0.0f);
+        out[j] = FULL || k < columns ? *(msl_device const float4 *)(x + k) : float4(0.0f);
     }
 }
 
@@ -1708,20 +1882,57 @@ msl_inline float experts_glu(float g, float u, float limit) {
     return g / (1.0f + exp(-g)) * u;
 }
 
+template <uint T, bool FULL>
+msl_inline void experts_step(msl_device const uchar *w, ulong plane, ulong row, uint columns, msl_device const float *x, uint k0,
+                         ushort lane, msl_threadgroup const uint2 *grid, msl_thread float *sums) {
+    float4 v[EXPERT_SIMD_ROWS][4];
+    float4 a[4];
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        quant_lane16<T, FULL>(w, plane, row + r, columns, k0, lane, grid, v[r]);
+    }
+    quant_lane_x<T, FULL>(x, columns, k0, lane, a);
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { sums[r] += dot(v[r][j], a[j]); }
+    }
+}
+
 // This lane's part of row · x for EXPERT_SIMD_ROWS rows from `row` on.
 template <uint T>
 msl_inline void experts_dot(msl_device const uchar *w, ulong plane, ulong row, uint columns, msl_device const float *x, ushort lane,
-                        msl_thread float *sums) {
+                        msl_threadgroup const uint2 *grid, msl_thread float *sums) {
+    const uint whole = quant_is_common<T>() ? columns / 512 * 512 : 0;
     #pragma unroll(2)
-    for (uint k0 = 0; k0 < columns; k0 += 512u) {
-        float4 a[4];
-        quant_lane_x<T>(x, columns, k0, lane, a);
+    for (uint k0 = 0; k0 < whole; k0 += 512u) {
+        experts_step<T, true>(w, plane, row, columns, x, k0, lane, grid, sums);
+    }
+    #pragma unroll(1)
+    for (uint k0 = whole; k0 < columns; k0 += 512u) {
+        experts_step<T, false>(w, plane, row, columns, x, k0, lane, grid, sums);
+    }
+}
+
+template <uint T, bool FULL>
+msl_inline void experts_pair_step(msl_device const uchar *w, msl_device const uchar *v, ulong plane, ulong row, uint columns,
+                              msl_device const float *x, uint k0, ushort lane, msl_threadgroup const uint2 *grid,
+                              msl_thread float *w_sums, msl_thread float *v_sums) {
+    float4 b[EXPERT_SIMD_ROWS][4];
+    float4 c[EXPERT_SIMD_ROWS][4];
+    float4 a[4];
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        quant_lane16<T, FULL>(w, plane, row + r, columns, k0, lane, grid, b[r]);
+        quant_lane16<T, FULL>(v, plane, row + r, columns, k0, lane, grid, c[r]);
+    }
+    quant_lane_x<T, FULL>(x, columns, k0, lane, a);
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
         #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
-            float4 v[4];
-            quant_lane16<T>(w, plane, row + r, columns, k0, lane, v);
-            #pragma unroll
-            for (ushort j = 0; j < 4; ++j) { sums[r] += dot(v[j], a[j]); }
+        for (ushort j = 0; j < 4; ++j) {
+            w_sums[r] += dot(b[r][j], a[j]);
+            v_sums[r] += dot(c[r][j], a[j]);
         }
     }
 }
@@ -1729,23 +1940,16 @@ msl_inline void experts_dot(msl_device const uchar *w, ulong plane, ulong row, u
 // The same for two matrices at once.
 template <uint T>
 msl_inline void experts_dot_pair(msl_device const uchar *w, msl_device const uchar *v, ulong plane, ulong row, uint columns,
-                             msl_device const float *x, ushort lane, msl_thread float *w_sums, msl_thread float *v_sums) {
+                             msl_device const float *x, ushort lane, msl_threadgroup const uint2 *grid, msl_thread float *w_sums,
+                             msl_thread float *v_sums) {
+    const uint whole = quant_is_common<T>() ? columns / 512 * 512 : 0;
     #pragma unroll(2)
-    for (uint k0 = 0; k0 < columns; k0 += 512u) {
-        float4 a[4];
-        quant_lane_x<T>(x, columns, k0, lane, a);
-        #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
-            float4 b[4];
-            float4 c[4];
-            quant_lane16<T>(w, plane, row + r, columns, k0, lane, b);
-            quant_lane16<T>(v, plane, row + r, columns, k0, lane, c);
-            #pragma unroll
-            for (ushort j = 0; j < 4; ++j) {
-                w_sums[r] += dot(b[j], a[j]);
-                v_sums[r] += dot(c[j], a[j]);
-            }
-        }
+    for (uint k0 = 0; k0 < whole; k0 += 512u) {
+        experts_pair_step<T, true>(w, v, plane, row, columns, x, k0, lane, grid, w_sums, v_sums);
+    }
+    #pragma unroll(1)
+    for (uint k0 = whole; k0 < columns; k0 += 512u) {
+        experts_pair_step<T, false>(w, v, plane, row, columns, x, k0, lane, grid, w_sums, v_sums);
     }
 }
 
@@ -1774,6 +1978,8 @@ MSL_KERNEL void experts_gate_up(msl_device const uchar * gate, msl_device const 
         }
         return;
     }
+    threadgroup_decl uint2 grid[256];
+    if (p.type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, EXPERT_SIMDGROUPS * 32); }
     // inner is a multiple of 32: no tile is cut.
     const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
     const ulong line = ulong(ids[tg.y]) * p.inner + row;
@@ -1784,7 +1990,7 @@ MSL_KERNEL void experts_gate_up(msl_device const uchar * gate, msl_device const 
         g[r] = 0.0f;
         u[r] = 0.0f;
     }
-#define GATE_UP_BODY(T) experts_dot_pair<T>(gate, up, p.plane, line, p.hidden, token, lane, g, u)
+#define GATE_UP_BODY(T) experts_dot_pair<T>(gate, up, p.plane, line, p.hidden, token, lane, grid, g, u)
     QUANT_SWITCH(p.type, GATE_UP_BODY)
 #undef GATE_UP_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
@@ -1794,7 +2000,8 @@ MSL_KERNEL void experts_gate_up(msl_device const uchar * gate, msl_device const 
 }
 
 [[max_total_threads_per_threadgroup(EXPERT_SIMDGROUPS * 32)]]
-MSL_KERNEL void experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, msl_constant gpu_experts & p, uint2 tg, ushort sg, ushort lane)
+MSL_KERNEL void experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, msl_constant gpu_experts & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
 
 
 
@@ -1804,18 +2011,22 @@ MSL_KERNEL void experts_down(msl_device const uchar * down, msl_device const uch
 
 
 {
+    threadgroup_decl uint2 grid[256];
+    if (p.down_type == GPU_IQ2_XXS_PLANES || p.shared_type == GPU_IQ2_XXS_PLANES) {
+        quant_fill_grid(grid, tid, EXPERT_SIMDGROUPS * 32);
+    }
     const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
     float sums[EXPERT_SIMD_ROWS];
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { sums[r] = 0.0f; }
     for (uint j = 0; j < p.used; ++j) {
         const ulong assignment = ulong(tg.y) * p.used + j;
         const ulong line = ulong(ids[assignment]) * p.hidden + row;
-#define DOWN_BODY(T) experts_dot<T>(down, p.down_plane, line, p.inner, h + assignment * p.inner, lane, sums)
+#define DOWN_BODY(T) experts_dot<T>(down, p.down_plane, line, p.inner, h + assignment * p.inner, lane, grid, sums)
         QUANT_SWITCH(p.down_type, DOWN_BODY)
 #undef DOWN_BODY
     }
     msl_device const float *shared = h + ulong(p.n) * p.used * p.inner + ulong(tg.y) * p.shared_inner;
-#define SHARED_BODY(T) experts_dot<T>(shared_down, p.shared_plane, row, p.shared_inner, shared, lane, sums)
+#define SHARED_BODY(T) experts_dot<T>(shared_down, p.shared_plane, row, p.shared_inner, shared, lane, grid, sums)
     QUANT_SWITCH(p.shared_type, SHARED_BODY)
 #undef SHARED_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
@@ -1926,12 +2137,13 @@ MSL_KERNEL void experts_sum(msl_device const float * parts, msl_device const uin
 // comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
 // (iterations - 1) × (rows, columns), each division by (sum + eps).
 //
-// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; enter, head: tokens
+// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; enter: x 2 (the
+//            second makes post and comb), y tokens; head: tokens
 // Precision  f32
 // CPU twin   CKernels/hyper_connection.c
 // Origin     ours
 
-#line 18 "hyper_connection.metal"
+#line 19 "hyper_connection.metal"
 #line 1 "reduce.h"
 // reduce.h — sums over a threadgroup.
 #ifndef PYDS4_REDUCE_H
@@ -1954,11 +2166,12 @@ msl_inline float reduce_rms(float squares, uint count, float epsilon) {
 
 #endif
 
-#line 19 "hyper_connection.metal"
+#line 20 "hyper_connection.metal"
 using namespace metal;
 
 #define HC_THREADS 1024
-#define HC_MIX_THREADS 256
+#define HC_MIX_THREADS 1024
+#define HC_MOST 8  // channels a thread: at most 8,192 in all
 
 MSL_KERNEL void hc_spread(msl_device const float * x, msl_device float * streams, msl_constant gpu_hc & p, uint2 i)
 
@@ -1968,6 +2181,21 @@ MSL_KERNEL void hc_spread(msl_device const float * x, msl_device float * streams
     if (i.x >= p.dim) { return; }
     const float v = x[ulong(i.y) * p.dim + i.x];
     for (ushort s = 0; s < 4; ++s) { streams[(ulong(i.y) * 4 + s) * p.dim + i.x] = v; }
+}
+
+// A thread's part of fn's row `row` · x: the simdgroups take 512 columns in turn.
+template <uint T>
+msl_inline float hc_row(msl_device const uchar *fn, ulong plane, uint row, uint width, msl_device const float *x, ushort sg,
+                    ushort lane) {
+    float sum = 0.0f;
+    for (uint k0 = sg * 512u; k0 < width; k0 += HC_MIX_THREADS * 16u) {
+        float4 v[4];
+        float4 a[4];
+        quant_lane16<T, false>(fn, plane, row, width, k0, lane, (msl_threadgroup const uint2 *)0, v);
+        quant_lane_x<T, false>(x, width, k0, lane, a);
+        for (ushort j = 0; j < 4; ++j) { sum += dot(v[j], a[j]); }
+    }
+    return sum;
 }
 
 [[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
@@ -1984,25 +2212,18 @@ MSL_KERNEL void hc_mix(msl_device const float * streams, msl_device const uchar 
     const uint width = 4 * p.dim;
     msl_device const float *x = streams + ulong(tg.y) * width;
     float sum = 0.0f;
-    for (uint k = tid * 16u; k < width; k += HC_MIX_THREADS * 16u) {
-        float v[16];
-        msl_device const float4 *x4 = (msl_device const float4 *)(x + k);
-        if (tg.x == p.outputs) {
-            for (ushort j = 0; j < 4; ++j) { sum += dot(x4[j], x4[j]); }
-        } else {
-            for (ushort j = 0; j < 16; ++j) { v[j] = 0.0f; }
-#define HC_BODY(T) quant_load16<T>(fn, p.plane, ulong(tg.x), width, k, v)
-            switch (p.type) {
-            case GPU_F16: HC_BODY(GPU_F16); break;
-            case GPU_F32: HC_BODY(GPU_F32); break;
-            case GPU_BF16: HC_BODY(GPU_BF16); break;
-            case GPU_Q8_0_PLANES: HC_BODY(GPU_Q8_0_PLANES); break;
-            default: HC_BODY(GPU_Q8_0);
-            }
-#undef HC_BODY
-            for (ushort j = 0; j < 4; ++j) {
-                sum += dot(x4[j], float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]));
-            }
+    if (tg.x == p.outputs) {
+        for (uint k = tid * 4u; k < width; k += HC_MIX_THREADS * 4u) {
+            const float4 a = *(msl_device const float4 *)(x + k);
+            sum += dot(a, a);
+        }
+    } else {
+        switch (p.type) {
+        case GPU_F16: sum = hc_row<GPU_F16>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        case GPU_F32: sum = hc_row<GPU_F32>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        case GPU_Q8_0: sum = hc_row<GPU_Q8_0>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        case GPU_BF16: sum = hc_row<GPU_BF16>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        default: sum = hc_row<GPU_Q8_0_PLANES>(fn, p.plane, tg.x, width, x, sg, lane);
         }
     }
     sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
@@ -2035,22 +2256,31 @@ msl_inline float hc_sinkhorn(float v, uint iterations, float epsilon) {
     return v;
 }
 
-// Σ pre_i · stream_i, normed: by all threads of the threadgroup.
-msl_inline void hc_collapse(msl_device const float *streams, msl_threadgroup float *pre, msl_device const float *norm, msl_device float *x,
-                        uint dim, float epsilon, msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+// Σ pre_i · stream_i, normed: by all threads of the threadgroup. Values stay in registers in between.
+msl_inline void hc_collapse(msl_device const float *streams, float4 pre, msl_device const float *norm, msl_device float *x, uint dim,
+                        float epsilon, msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+    float v[HC_MOST];
     float sum = 0.0f;
-    for (uint d = tid; d < dim; d += HC_THREADS) {
-        const float v = pre[0] * streams[d] + pre[1] * streams[dim + d] + pre[2] * streams[2 * dim + d]
-                      + pre[3] * streams[3 * dim + d];
-        x[d] = v;
-        sum += v * v;
+    #pragma unroll
+    for (ushort i = 0; i < HC_MOST; ++i) {
+        const uint d = i * HC_THREADS + tid;
+        v[i] = 0.0f;
+        if (d < dim) {
+            v[i] = pre.x * streams[d] + pre.y * streams[dim + d] + pre.z * streams[2 * dim + d]
+                 + pre.w * streams[3 * dim + d];
+        }
+        sum += v[i] * v[i];
     }
     const float scale = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, epsilon);
-    for (uint d = tid; d < dim; d += HC_THREADS) { x[d] = x[d] * scale * norm[d]; }
+    #pragma unroll
+    for (ushort i = 0; i < HC_MOST; ++i) {
+        const uint d = i * HC_THREADS + tid;
+        if (d < dim) { x[d] = v[i] * scale * norm[d]; }
+    }
 }
 
 [[max_total_threads_per_threadgroup(HC_THREADS)]]
-MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint token, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint2 tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -2065,19 +2295,22 @@ MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * 
 
 {
     threadgroup_decl float partial[32];
-    threadgroup_decl float pre[4];
+    const uint token = tg.y;
     msl_device const float *m = mix + ulong(token) * 25;
     const float inverse = reduce_rms(m[24], 4 * p.dim, p.norm_epsilon);
-    if (sg == 0 && lane < 4) { pre[lane] = hc_sigmoid(m[lane] * inverse * scale[0] + base[lane]) + p.epsilon; }
-    if (sg == 1) {
+    if (tg.x == 1) {
+        // What the way out needs, beside the way in.
+        if (sg != 0) { return; }
         if (lane < 4) {
             post[ulong(token) * 4 + lane] = 2.0f * hc_sigmoid(m[4 + lane] * inverse * scale[1] + base[4 + lane]);
         }
         const ushort e = lane & 15;
         const float v = hc_sinkhorn(m[8 + e] * inverse * scale[2] + base[8 + e], p.iterations, p.epsilon);
         if (lane < 16) { comb[ulong(token) * 16 + lane] = v; }
+        return;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 pre;
+    for (ushort i = 0; i < 4; ++i) { pre[i] = hc_sigmoid(m[i] * inverse * scale[0] + base[i]) + p.epsilon; }
     hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
                 partial, tid, sg, lane);
 }
@@ -2096,11 +2329,10 @@ MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * s
 
 {
     threadgroup_decl float partial[32];
-    threadgroup_decl float pre[4];
     msl_device const float *m = mix + ulong(token) * 5;
     const float inverse = reduce_rms(m[4], 4 * p.dim, p.norm_epsilon);
-    if (tid < 4) { pre[tid] = hc_sigmoid(m[tid] * inverse * scale[0] + base[tid]) + p.epsilon; }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 pre;
+    for (ushort i = 0; i < 4; ++i) { pre[i] = hc_sigmoid(m[i] * inverse * scale[0] + base[i]) + p.epsilon; }
     hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
                 partial, tid, sg, lane);
 }
@@ -2364,31 +2596,44 @@ using namespace metal;
 #define MATVEC_SIMD_ROWS 2
 #define MATVEC_ROWS (MATVEC_SIMDGROUPS * MATVEC_SIMD_ROWS)
 
-// Sum over lanes, rows and tokens of one simdgroup: out[r][t].
+// Adds 512 columns from k0 on: sums[r][t].
+template <uint T, ushort R, ushort N, bool FULL>
+msl_inline void matvec_step(msl_device const uchar *w, ulong plane, uint row, uint rows, uint columns, msl_device const float *x,
+                        uint ldx, uint n, uint k0, ushort lane, msl_threadgroup const uint2 *grid,
+                        msl_thread float (&sums)[R][N]) {
+    float4 v[R][4];
+    #pragma unroll
+    for (ushort r = 0; r < R; ++r) {
+        // A row past the end repeats the last one; its sum is not written.
+        quant_lane16<T, FULL>(w, plane, min(row + r, rows - 1), columns, k0, lane, grid, v[r]);
+    }
+    #pragma unroll
+    for (ushort t = 0; t < N; ++t) {
+        float4 a[4];
+        quant_lane_x<T, FULL>(x + ulong(min(uint(t), n - 1)) * ldx, columns, k0, lane, a);
+        #pragma unroll
+        for (ushort r = 0; r < R; ++r) {
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { sums[r][t] += dot(v[r][j], a[j]); }
+        }
+    }
+}
+
+// Sum over lanes, rows and tokens of one simdgroup: sums[r][t].
 template <uint T, ushort R, ushort N>
 msl_inline void matvec_sums(msl_device const uchar *w, ulong plane, uint row, uint rows, uint columns, msl_device const float *x,
-                        uint ldx, uint n, ushort lane, msl_thread float (&sums)[R][N]) {
+                        uint ldx, uint n, ushort lane, msl_threadgroup const uint2 *grid, msl_thread float (&sums)[R][N]) {
     for (ushort r = 0; r < R; ++r) {
         for (ushort t = 0; t < N; ++t) { sums[r][t] = 0.0f; }
     }
+    const uint whole = quant_is_common<T>() ? columns / 512 * 512 : 0;
     #pragma unroll(2)
-    for (uint k0 = 0; k0 < columns; k0 += 512u) {
-        float4 v[R][4];
-        #pragma unroll
-        for (ushort r = 0; r < R; ++r) {
-            // A row past the end repeats the last one; its sum is not written.
-            quant_lane16<T>(w, plane, min(row + r, rows - 1), columns, k0, lane, v[r]);
-        }
-        #pragma unroll
-        for (ushort t = 0; t < N; ++t) {
-            float4 a[4];
-            quant_lane_x<T>(x + ulong(min(uint(t), n - 1)) * ldx, columns, k0, lane, a);
-            #pragma unroll
-            for (ushort r = 0; r < R; ++r) {
-                #pragma unroll
-                for (ushort j = 0; j < 4; ++j) { sums[r][t] += dot(v[r][j], a[j]); }
-            }
-        }
+    for (uint k0 = 0; k0 < whole; k0 += 512u) {
+        matvec_step<T, R, N, true>(w, plane, row, rows, columns, x, ldx, n, k0, lane, grid, sums);
+    }
+    #pragma unroll(1)
+    for (uint k0 = whole; k0 < columns; k0 += 512u) {
+        matvec_step<T, R, N, false>(w, plane, row, rows, columns, x, ldx, n, k0, lane, grid, sums);
     }
     #pragma unroll
     for (ushort r = 0; r < R; ++r) {
@@ -2399,12 +2644,12 @@ msl_inline void matvec_sums(msl_device const uchar *w, ulong plane, uint row, ui
 
 template <uint T, ushort N>
 msl_inline void matvec_job(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, msl_device float *y,
-                       uint ldx, uint n, uint tile, ushort sg, ushort lane) {
+                       uint ldx, uint n, uint tile, ushort sg, ushort lane, msl_threadgroup const uint2 *grid) {
     const uint row = tile * MATVEC_ROWS + sg * MATVEC_SIMD_ROWS;
     if (row >= job.rows) { return; }
     float sums[MATVEC_SIMD_ROWS][N];
     matvec_sums<T, MATVEC_SIMD_ROWS, N>(w, job.plane, row, job.rows, job.columns,
-                                        x + ulong(row / job.group_rows) * job.columns, ldx, n, lane, sums);
+                                        x + ulong(row / job.group_rows) * job.columns, ldx, n, lane, grid, sums);
     if (lane == 0) {
         for (ushort r = 0; r < MATVEC_SIMD_ROWS; ++r) {
             for (ushort t = 0; t < N; ++t) {
@@ -2444,20 +2689,22 @@ MSL_KERNEL void matvec_common(msl_device const uchar * w0, msl_device const ucha
 
 
 {
+    threadgroup_decl uint2 grid[1];  // of no use to these formats
     const uint j = matvec_find(p, tg.x);
     msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint tile = tg.x - p.job[j].first_tile;
     msl_device const float *from = x + ulong(tg.y) * p.ldx;
     msl_device float *to = y + ulong(tg.y) * p.job[j].rows;
     switch (p.job[j].type) {
-    case GPU_F32: matvec_job<GPU_F32, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane); break;
-    case GPU_F16: matvec_job<GPU_F16, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane); break;
-    default: matvec_job<GPU_Q8_0_PLANES, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane);
+    case GPU_F32: matvec_job<GPU_F32, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid); break;
+    case GPU_F16: matvec_job<GPU_F16, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid); break;
+    default: matvec_job<GPU_Q8_0_PLANES, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid);
     }
 }
 
 [[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
-MSL_KERNEL void matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort sg, ushort lane)
+MSL_KERNEL void matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
 
 
 
@@ -2472,18 +2719,21 @@ MSL_KERNEL void matvec_1(msl_device const uchar * w0, msl_device const uchar * w
 
 
 {
+    threadgroup_decl uint2 grid[256];
     const uint j = matvec_find(p, tg.x);
     msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint tile = tg.x - p.job[j].first_tile;
     msl_device const float *from = x + ulong(tg.y) * p.ldx;
     msl_device float *to = y + ulong(tg.y) * p.job[j].rows;
-#define MATVEC_BODY(T) matvec_job<T, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane)
+    if (p.job[j].type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, MATVEC_SIMDGROUPS * 32); }
+#define MATVEC_BODY(T) matvec_job<T, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid)
     QUANT_SWITCH(p.job[j].type, MATVEC_BODY)
 #undef MATVEC_BODY
 }
 
 [[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
-MSL_KERNEL void matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort sg, ushort lane)
+MSL_KERNEL void matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
 
 
 
@@ -2498,12 +2748,15 @@ MSL_KERNEL void matvec_4(msl_device const uchar * w0, msl_device const uchar * w
 
 
 {
+    threadgroup_decl uint2 grid[256];
     const uint j = matvec_find(p, tg.x);
     msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint tile = tg.x - p.job[j].first_tile, first = tg.y * 4u;
     msl_device const float *from = x + ulong(first) * p.ldx;
     msl_device float *to = y + ulong(first) * p.job[j].rows;
-#define MATVEC_BODY(T) matvec_job<T, 4>(w, p.job[j], from, to, p.ldx, min(p.n - first, 4u), tile, sg, lane)
+    if (p.job[j].type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, MATVEC_SIMDGROUPS * 32); }
+#define MATVEC_BODY(T) matvec_job<T, 4>(w, p.job[j], from, to, p.ldx, min(p.n - first, 4u), tile, sg, lane, \
+                                     grid)
     QUANT_SWITCH(p.job[j].type, MATVEC_BODY)
 #undef MATVEC_BODY
 }
@@ -2557,12 +2810,18 @@ MSL_KERNEL void quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_devic
 
 // ---------------------------------------------------------------- tiles
 
+#define TILE_GRID 256
 #define TILE_TOKENS 64
 #define TILE_ROWS 128
 #define TILE_K 32
 #define TILE_LD (TILE_K + 8)  // in halfs: rows fall into different banks and stay aligned to 16 bytes
 #define TILE_THREADS 128
 #define TILE_SLAB (TILE_TOKENS * TILE_LD + TILE_ROWS * TILE_LD)
+
+msl_inline void tile_put16(msl_threadgroup half *to, msl_thread const uint2 *v) {
+    *(msl_threadgroup uint4 *)to = uint4(v[0], v[1]);
+    *(msl_threadgroup uint4 *)(to + 8) = uint4(v[2], v[3]);
+}
 
 msl_inline void tile_put16(msl_threadgroup half *to, msl_thread const float *v) {
     for (ushort j = 0; j < 2; ++j) {
@@ -2577,7 +2836,7 @@ msl_inline void tile_put16(msl_threadgroup half *to, msl_thread const float *v) 
 // half of a 32-wide piece of one row of x and of two rows of w. `base`: rows of w before the first.
 template <uint T>
 msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base, uint row, uint rows, uint columns,
-                         msl_device const float *source, msl_threadgroup uint4 *memory, msl_device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
+                         msl_device const float *source, msl_threadgroup uint4 *memory, msl_threadgroup const uint2 *grid, msl_device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
     msl_threadgroup half *slabs = (msl_threadgroup half *)memory;
     const ushort wm = (sg / 2) * 32, wn = (sg % 2) * 64;
     tile_c acc[2][4];
@@ -2588,7 +2847,8 @@ msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base,
     }
     const ushort piece = (tid & 1) * 16, line = tid / 2;
     const uint row0 = min(row + line, rows - 1), row1 = min(row + line + 64, rows - 1);
-    float v[3][16];
+    float v[16];
+    uint2 u[2][4];
     for (uint k0 = 0; k0 < columns + TILE_K; k0 += TILE_K) {
         msl_threadgroup half *next = slabs + ((k0 / TILE_K) & 1u) * TILE_SLAB;
         if (k0 < columns) {
@@ -2596,13 +2856,13 @@ msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base,
             #pragma unroll
             for (ushort j = 0; j < 4; ++j) {
                 const float4 a = x4[j];
-                v[0][4 * j] = a.x;
-                v[0][4 * j + 1] = a.y;
-                v[0][4 * j + 2] = a.z;
-                v[0][4 * j + 3] = a.w;
+                v[4 * j] = a.x;
+                v[4 * j + 1] = a.y;
+                v[4 * j + 2] = a.z;
+                v[4 * j + 3] = a.w;
             }
-            quant_load16<T>(w, plane, base + row0, columns, k0 + piece, v[1]);
-            quant_load16<T>(w, plane, base + row1, columns, k0 + piece, v[2]);
+            quant_half16<T>(w, plane, base + row0, columns, k0 + piece, grid, u[0]);
+            quant_half16<T>(w, plane, base + row1, columns, k0 + piece, grid, u[1]);
         }
         if (k0 > 0) {
             // The slab before, while the loads above are under way.
@@ -2624,9 +2884,9 @@ msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base,
             }
         }
         if (k0 < columns) {
-            tile_put16(next + line * TILE_LD + piece, v[0]);
-            tile_put16(next + (TILE_TOKENS + line) * TILE_LD + piece, v[1]);
-            tile_put16(next + (TILE_TOKENS + line + 64) * TILE_LD + piece, v[2]);
+            tile_put16(next + line * TILE_LD + piece, v);
+            tile_put16(next + (TILE_TOKENS + line) * TILE_LD + piece, u[0]);
+            tile_put16(next + (TILE_TOKENS + line + 64) * TILE_LD + piece, u[1]);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
@@ -2672,11 +2932,13 @@ MSL_KERNEL void matmul_tile(msl_device const uchar * w, msl_device const float *
 
 {
     threadgroup_decl uint4 slabs[2 * TILE_SLAB / 8];
+    threadgroup_decl uint2 grid[TILE_GRID];
+    if (p.type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, TILE_THREADS); }
     const uint row = tg.x * TILE_ROWS, first = tg.y * TILE_TOKENS;
     const uint n = min(p.n - first, uint(TILE_TOKENS));
     msl_device const float *source = x + ulong(first + min(uint(tid / 2), n - 1)) * p.ldx
                                + ulong(row / p.group_rows) * p.columns;
-#define TILE_BODY(T) tile_product<T>(w, p.plane, 0, row, p.rows, p.columns, source, slabs, \
+#define TILE_BODY(T) tile_product<T>(w, p.plane, 0, row, p.rows, p.columns, source, slabs, grid, \
                                      y + ulong(first) * p.ldy, p.ldy, n, tid, sg, lane)
     TILE_SWITCH(p.type, TILE_BODY)
 #undef TILE_BODY
@@ -2696,12 +2958,14 @@ MSL_KERNEL void matmul_experts(msl_device const uchar * w, msl_device const floa
 
 {
     threadgroup_decl uint4 slabs[2 * TILE_SLAB / 8];
+    threadgroup_decl uint2 grid[TILE_GRID];
     const uint4 tile = tiles[tg.y];
     if (tile.z == 0u) { return; }
+    if (p.type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, TILE_THREADS); }
     const uint row = tg.x * TILE_ROWS, place = tile.y + min(uint(tid / 2), tile.z - 1);
     msl_device const float *source = x + ulong(p.gather == 0u ? place : order[place] / p.gather) * p.ldx;
 #define TILE_BODY(T) tile_product<T>(w, p.plane, ulong(tile.x) * p.rows, row, p.rows, p.columns, source, \
-                                     slabs, y + ulong(tile.y) * p.ldy, p.ldy, tile.z, tid, sg, lane)
+                                     slabs, grid, y + ulong(tile.y) * p.ldy, p.ldy, tile.z, tid, sg, lane)
     TILE_SWITCH(p.type, TILE_BODY)
 #undef TILE_BODY
 }
@@ -2932,14 +3196,14 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(m
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device float * state, const __grid_constant__ gpu_compressor p) { compressor_state(kv, gate, bias, positions, state, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(256) msl_copy_many(const __grid_constant__ copy_jobs p) { copy_many(p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { experts_gate_up(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(SORT_THREADS) msl_experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, const __grid_constant__ gpu_experts p) { experts_sort(ids, order, place, tiles, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_experts_swiglu(msl_device float * gate, msl_device const float * up, msl_device const uint * order, msl_device const float * weights, const __grid_constant__ gpu_experts p) { experts_swiglu(gate, up, order, weights, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_shared_swiglu(msl_device float * gate, msl_device const float * up, const __grid_constant__ gpu_experts p) { shared_swiglu(gate, up, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_sum(parts, place, y, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { hc_mix(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_head(mix, scale, base, streams, norm, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_leave(y, post, comb, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(INDEX_ROWS * 4) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * pages, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { indexer_score(q, w, pages, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
@@ -2947,8 +3211,8 @@ extern "C" __global__ void __launch_bounds__(TOP_THREADS) msl_indexer_top_k(msl_
 extern "C" __global__ void __launch_bounds__(32) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(32) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_common(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_common(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_1(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_4(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_1(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_4(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(256) msl_matmul_embed(msl_device const uchar * table, msl_device const int * tokens, msl_device float * x, const __grid_constant__ gpu_embed p) { matmul_embed(table, tokens, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { quant_repack_q8_0(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { quant_repack_iq2_xxs(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }

@@ -81,6 +81,9 @@ private:
   template <class T, int N, class B> MSL_D msl_vec<T, N> &operator op##=(msl_vec<T, N> &a, const B &b) { a = a op b; return a; }
 MSL_VOP(+) MSL_VOP(-) MSL_VOP(*) MSL_VOP(/) MSL_VOP(&) MSL_VOP(|) MSL_VOP(^) MSL_VOP(<<) MSL_VOP(>>) MSL_VOP(%)
 template <class T, int N> MSL_D msl_vec<T, N> operator-(msl_vec<T, N> a) { msl_vec<T, N> r; for (int i = 0; i < N; ++i) r[i] = -a[i]; return r; }
+// Two halfs in one instruction, each operation rounded once.
+#define MSL_H2(op, name) MSL_D msl_vec<half, 2> operator op(msl_vec<half, 2> a, msl_vec<half, 2> b) { union { msl_vec<half, 2> h; uint u; } x = {a}, y = {b}, z = {a}; asm(name " %0, %1, %2;" : "=r"(z.u) : "r"(x.u), "r"(y.u)); return z.h; }
+MSL_H2(+, "add.rn.f16x2") MSL_H2(-, "sub.rn.f16x2") MSL_H2(*, "mul.rn.f16x2")
 #define MSL_VC(op) template <class T, int N> MSL_D msl_vec<bool, N> operator op(msl_vec<T, N> a, msl_vec<T, N> b) { msl_vec<bool, N> r; for (int i = 0; i < N; ++i) r[i] = a[i] op b[i]; return r; }
 MSL_VC(==) MSL_VC(!=) MSL_VC(<) MSL_VC(>) MSL_VC(<=) MSL_VC(>=)
 #define MSL_VT(T) typedef msl_vec<T, 2> msl_##T##2; typedef msl_vec<T, 3> msl_##T##3; typedef msl_vec<T, 4> msl_##T##4;

@@ -20,6 +20,23 @@
 #include "tile.h"
 using namespace metal;
 
+// Where row `place` of a token's list lies: window rows first, `start` being the first one's position.
+inline device const uchar *att_row(constant gpu_attention &p, device const uchar *ring, device const uchar *chunk,
+                                   device const kv_page *pages, device const int *selected, uint token, uint first,
+                                   uint start, uint in_window, uint place) {
+    if (place < in_window) {
+        const uint seen = start + place;
+        return seen < first ? ring + ulong(seen % p.window) * p.format.bytes
+                            : chunk + ulong(seen - first) * p.format.bytes;
+    }
+    const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + place - in_window]) : place - in_window;
+    return kv_row(pages, p.rows_per_page, p.format.bytes, row);
+}
+
+inline bool att_is_fp8_512(constant gpu_attention &p) {
+    return p.format.kind == GPU_ROW_FP8 && p.format.dim == 512u && p.format.rope == 64u;
+}
+
 #define ATT_SIMDGROUPS 8
 #define ATT_SIMD_HEADS 2
 #define ATT_HEADS (ATT_SIMDGROUPS * ATT_SIMD_HEADS)
@@ -49,6 +66,7 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
     const uint from = min(tg.x * share, all), to = min(from + share, all);
+    const bool is_fp8 = att_is_fp8_512(p);
 
     float4 query[ATT_SIMD_HEADS][ATT_LANE];
     float4 sum[ATT_SIMD_HEADS][ATT_LANE];
@@ -70,20 +88,24 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
     for (uint at = from; at < to; at += ATT_ROWS) {
         const uint rows = min(to - at, uint(ATT_ROWS));
         // Simdgroup s decodes row s; rows past the end repeat the last one and weigh nothing.
-        const uint place = at + min(uint(sg), rows - 1);
-        device const uchar *line;
-        if (place < in_window) {
-            const uint seen = start + place;
-            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
-                                : chunk + ulong(seen - first) * p.format.bytes;
+        device const uchar *line = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                                           at + min(uint(sg), rows - 1));
+        if (is_fp8) {
+            kv_share share;
+            kv_load_share(share, line, lane, 32);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                const uint i = lane + 32u * j;
+                if (i < KV_FP8_WORDS) { tile[sg * 128 + i] = kv_share_plain(share, j, lane, 32); }
+            }
+            threadgroup float2 *rotated = (threadgroup float2 *)(tile + sg * 128 + KV_FP8_WORDS);
+            rotated[lane] = float2(kv_share_rope(share, 0, lane, 32), kv_share_rope(share, 1, lane, 32));
         } else {
-            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + place - in_window]) : place - in_window;
-            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
-        }
-        #pragma unroll
-        for (ushort v = 0; v < ATT_LANE; ++v) {
-            const uint i = v * 32u + lane;
-            if (i < quads) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
+            #pragma unroll
+            for (ushort v = 0; v < ATT_LANE; ++v) {
+                const uint i = v * 32u + lane;
+                if (i < quads) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
+            }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         float score[ATT_SIMD_HEADS][ATT_ROWS];
@@ -207,24 +229,41 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
         #pragma unroll
         for (ushort j = 0; j < 4; ++j) { tile_zero(sum[i][j]); }
     }
+    // Rows past the end repeat the last one and weigh nothing.
+    const bool is_fp8 = att_is_fp8_512(p);
+    kv_share share;
+    device const uchar *next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                                       min(uint(tid / 16), all - 1));
+    if (is_fp8) {
+        kv_load_share(share, next, tid & 15, 16);
+        next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                       min(TILES_ROWS + uint(tid / 16), all - 1));
+    }
     // Of head tid / 8, the same in eight lanes.
     float top = -1.0e30f, weight = 0.0f;
     for (uint at = 0; at < all; at += TILES_ROWS) {
-        // Sixteen threads decode a row; rows past the end repeat the last one and weigh nothing.
-        const uint place = at + tid / 16;
-        const uint some = min(place, all - 1);
-        device const uchar *line;
-        if (some < in_window) {
-            const uint seen = start + some;
-            line = seen < first ? ring + ulong(seen % p.window) * p.format.bytes
-                                : chunk + ulong(seen - first) * p.format.bytes;
+        // Sixteen threads decode a row.
+        threadgroup half *line = rows + tid / 16 * TILES_LD;
+        const uint t = tid & 15;
+        if (is_fp8) {
+            #pragma unroll
+            for (ushort j = 0; j < 7; ++j) {
+                *(threadgroup half4 *)(line + 4 * (t + 16 * j)) = half4(kv_share_plain(share, j, t, 16));
+            }
+            *(threadgroup half4 *)(line + KV_FP8_PLAIN + 4 * t)
+                = half4(float4(kv_share_rope(share, 0, t, 16), kv_share_rope(share, 1, t, 16),
+                               kv_share_rope(share, 2, t, 16), kv_share_rope(share, 3, t, 16)));
+            // The row after this one begins to arrive; where the one after that lies is known by then.
+            kv_load_share(share, next, t, 16);
+            next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                           min(at + 2 * TILES_ROWS + tid / 16, all - 1));
         } else {
-            const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + some - in_window]) : some - in_window;
-            line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
-        }
-        for (ushort j = 0; j < TILES_DIM / 64; ++j) {
-            const uint i = (tid & 15) + 16 * j;
-            *(threadgroup half4 *)(rows + tid / 16 * TILES_LD + 4 * i) = half4(kv_decode4(p.format, line, i));
+            device const uchar *row = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
+                                              min(at + tid / 16, all - 1));
+            for (ushort j = 0; j < TILES_DIM / 64; ++j) {
+                const uint i = t + 16 * j;
+                *(threadgroup half4 *)(line + 4 * i) = half4(kv_decode4(p.format, row, i));
+            }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_c score[2];
@@ -275,10 +314,10 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
         weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2 + 1] = half(s.y);
         if ((tid & 7) == 0) { fades[tid / 8] = fade; }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        tile_a share[2];
+        tile_a shares[2];
         #pragma unroll
         for (ushort i = 0; i < 2; ++i) {
-            tile_load_a(share[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
+            tile_load_a(shares[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
             #pragma unroll
             for (ushort j = 0; j < 4; ++j) { tile_scale_rows(sum[i][j], fades + 16 * i, lane); }
         }
@@ -287,7 +326,7 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
             tile_b value;
             tile_load_b(value, rows + channel + 16 * j, TILES_LD, lane);
             #pragma unroll
-            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], share[i], value); }
+            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], shares[i], value); }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
@@ -314,6 +353,7 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
 }
 
 #define MERGE_THREADS 128
+#define ATT_MOST_SPLITS 32
 
 [[max_total_threads_per_threadgroup(MERGE_THREADS)]]
 kernel void attention_merge(device const float *parts          [[buffer(0)]],
@@ -330,19 +370,19 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
 {
     const uint head = tg.x, token = tg.y, dim = p.format.dim, plain = (dim - p.format.rope) / 2;
     const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
+    threadgroup float fades[ATT_MOST_SPLITS];
     float most = sinks[head];
     for (uint s = 0; s < p.splits; ++s) { most = max(most, sums[place + s * step].x); }
+    if (tid < p.splits) { fades[tid] = exp(sums[place + tid * step].x - most); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     float weight = exp(sinks[head] - most);
-    for (uint s = 0; s < p.splits; ++s) {
-        const float2 share = sums[place + s * step];
-        weight += share.y * exp(share.x - most);
-    }
+    for (uint s = 0; s < p.splits; ++s) { weight += sums[place + s * step].y * fades[s]; }
     const float inverse = 1.0f / weight;
     for (uint i = tid; i < dim / 2; i += MERGE_THREADS) {
         float2 v = float2(0.0f);
+        #pragma unroll(4)
         for (uint s = 0; s < p.splits; ++s) {
-            const float fade = exp(sums[place + s * step].x - most);
-            v = v + ((device const float2 *)(parts + (place + s * step) * dim))[i] * fade;
+            v = v + ((device const float2 *)(parts + (place + s * step) * dim))[i] * fades[s];
         }
         v = v * inverse;
         if (i >= plain) {

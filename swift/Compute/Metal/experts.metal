@@ -32,20 +32,57 @@ inline float experts_glu(float g, float u, float limit) {
     return g / (1.0f + exp(-g)) * u;
 }
 
+template <uint T, bool FULL>
+inline void experts_step(device const uchar *w, ulong plane, ulong row, uint columns, device const float *x, uint k0,
+                         ushort lane, threadgroup const uint2 *grid, thread float *sums) {
+    float4 v[EXPERT_SIMD_ROWS][4];
+    float4 a[4];
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        quant_lane16<T, FULL>(w, plane, row + r, columns, k0, lane, grid, v[r]);
+    }
+    quant_lane_x<T, FULL>(x, columns, k0, lane, a);
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { sums[r] += dot(v[r][j], a[j]); }
+    }
+}
+
 // This lane's part of row · x for EXPERT_SIMD_ROWS rows from `row` on.
 template <uint T>
 inline void experts_dot(device const uchar *w, ulong plane, ulong row, uint columns, device const float *x, ushort lane,
-                        thread float *sums) {
+                        threadgroup const uint2 *grid, thread float *sums) {
+    const uint whole = quant_is_common<T>() ? columns / 512 * 512 : 0;
     #pragma unroll(2)
-    for (uint k0 = 0; k0 < columns; k0 += 512u) {
-        float4 a[4];
-        quant_lane_x<T>(x, columns, k0, lane, a);
+    for (uint k0 = 0; k0 < whole; k0 += 512u) {
+        experts_step<T, true>(w, plane, row, columns, x, k0, lane, grid, sums);
+    }
+    #pragma unroll(1)
+    for (uint k0 = whole; k0 < columns; k0 += 512u) {
+        experts_step<T, false>(w, plane, row, columns, x, k0, lane, grid, sums);
+    }
+}
+
+template <uint T, bool FULL>
+inline void experts_pair_step(device const uchar *w, device const uchar *v, ulong plane, ulong row, uint columns,
+                              device const float *x, uint k0, ushort lane, threadgroup const uint2 *grid,
+                              thread float *w_sums, thread float *v_sums) {
+    float4 b[EXPERT_SIMD_ROWS][4];
+    float4 c[EXPERT_SIMD_ROWS][4];
+    float4 a[4];
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
+        quant_lane16<T, FULL>(w, plane, row + r, columns, k0, lane, grid, b[r]);
+        quant_lane16<T, FULL>(v, plane, row + r, columns, k0, lane, grid, c[r]);
+    }
+    quant_lane_x<T, FULL>(x, columns, k0, lane, a);
+    #pragma unroll
+    for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
         #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
-            float4 v[4];
-            quant_lane16<T>(w, plane, row + r, columns, k0, lane, v);
-            #pragma unroll
-            for (ushort j = 0; j < 4; ++j) { sums[r] += dot(v[j], a[j]); }
+        for (ushort j = 0; j < 4; ++j) {
+            w_sums[r] += dot(b[r][j], a[j]);
+            v_sums[r] += dot(c[r][j], a[j]);
         }
     }
 }
@@ -53,23 +90,16 @@ inline void experts_dot(device const uchar *w, ulong plane, ulong row, uint colu
 // The same for two matrices at once.
 template <uint T>
 inline void experts_dot_pair(device const uchar *w, device const uchar *v, ulong plane, ulong row, uint columns,
-                             device const float *x, ushort lane, thread float *w_sums, thread float *v_sums) {
+                             device const float *x, ushort lane, threadgroup const uint2 *grid, thread float *w_sums,
+                             thread float *v_sums) {
+    const uint whole = quant_is_common<T>() ? columns / 512 * 512 : 0;
     #pragma unroll(2)
-    for (uint k0 = 0; k0 < columns; k0 += 512u) {
-        float4 a[4];
-        quant_lane_x<T>(x, columns, k0, lane, a);
-        #pragma unroll
-        for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
-            float4 b[4];
-            float4 c[4];
-            quant_lane16<T>(w, plane, row + r, columns, k0, lane, b);
-            quant_lane16<T>(v, plane, row + r, columns, k0, lane, c);
-            #pragma unroll
-            for (ushort j = 0; j < 4; ++j) {
-                w_sums[r] += dot(b[j], a[j]);
-                v_sums[r] += dot(c[j], a[j]);
-            }
-        }
+    for (uint k0 = 0; k0 < whole; k0 += 512u) {
+        experts_pair_step<T, true>(w, v, plane, row, columns, x, k0, lane, grid, w_sums, v_sums);
+    }
+    #pragma unroll(1)
+    for (uint k0 = whole; k0 < columns; k0 += 512u) {
+        experts_pair_step<T, false>(w, v, plane, row, columns, x, k0, lane, grid, w_sums, v_sums);
     }
 }
 
@@ -98,6 +128,8 @@ kernel void experts_gate_up(device const uchar *gate       [[buffer(0)]],
         }
         return;
     }
+    threadgroup uint2 grid[256];
+    if (p.type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, EXPERT_SIMDGROUPS * 32); }
     // inner is a multiple of 32: no tile is cut.
     const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
     const ulong line = ulong(ids[tg.y]) * p.inner + row;
@@ -108,7 +140,7 @@ kernel void experts_gate_up(device const uchar *gate       [[buffer(0)]],
         g[r] = 0.0f;
         u[r] = 0.0f;
     }
-#define GATE_UP_BODY(T) experts_dot_pair<T>(gate, up, p.plane, line, p.hidden, token, lane, g, u)
+#define GATE_UP_BODY(T) experts_dot_pair<T>(gate, up, p.plane, line, p.hidden, token, lane, grid, g, u)
     QUANT_SWITCH(p.type, GATE_UP_BODY)
 #undef GATE_UP_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {
@@ -125,21 +157,26 @@ kernel void experts_down(device const uchar *down          [[buffer(0)]],
                          device float *y                   [[buffer(4)]],
                          constant gpu_experts &p           [[buffer(5)]],
                          uint2 tg                          [[threadgroup_position_in_grid]],
+                         ushort tid                        [[thread_index_in_threadgroup]],
                          ushort sg                         [[simdgroup_index_in_threadgroup]],
                          ushort lane                       [[thread_index_in_simdgroup]])
 {
+    threadgroup uint2 grid[256];
+    if (p.down_type == GPU_IQ2_XXS_PLANES || p.shared_type == GPU_IQ2_XXS_PLANES) {
+        quant_fill_grid(grid, tid, EXPERT_SIMDGROUPS * 32);
+    }
     const uint row = tg.x * EXPERT_ROWS + sg * EXPERT_SIMD_ROWS;
     float sums[EXPERT_SIMD_ROWS];
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) { sums[r] = 0.0f; }
     for (uint j = 0; j < p.used; ++j) {
         const ulong assignment = ulong(tg.y) * p.used + j;
         const ulong line = ulong(ids[assignment]) * p.hidden + row;
-#define DOWN_BODY(T) experts_dot<T>(down, p.down_plane, line, p.inner, h + assignment * p.inner, lane, sums)
+#define DOWN_BODY(T) experts_dot<T>(down, p.down_plane, line, p.inner, h + assignment * p.inner, lane, grid, sums)
         QUANT_SWITCH(p.down_type, DOWN_BODY)
 #undef DOWN_BODY
     }
     device const float *shared = h + ulong(p.n) * p.used * p.inner + ulong(tg.y) * p.shared_inner;
-#define SHARED_BODY(T) experts_dot<T>(shared_down, p.shared_plane, row, p.shared_inner, shared, lane, sums)
+#define SHARED_BODY(T) experts_dot<T>(shared_down, p.shared_plane, row, p.shared_inner, shared, lane, grid, sums)
     QUANT_SWITCH(p.shared_type, SHARED_BODY)
 #undef SHARED_BODY
     for (ushort r = 0; r < EXPERT_SIMD_ROWS; ++r) {

@@ -9,7 +9,8 @@
 // comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
 // (iterations - 1) × (rows, columns), each division by (sum + eps).
 //
-// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; enter, head: tokens
+// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; enter: x 2 (the
+//            second makes post and comb), y tokens; head: tokens
 // Precision  f32
 // CPU twin   CKernels/hyper_connection.c
 // Origin     ours
@@ -19,7 +20,8 @@
 using namespace metal;
 
 #define HC_THREADS 1024
-#define HC_MIX_THREADS 256
+#define HC_MIX_THREADS 1024
+#define HC_MOST 8  // channels a thread: at most 8,192 in all
 
 kernel void hc_spread(device const float *x      [[buffer(0)]],
                       device float *streams      [[buffer(1)]],
@@ -29,6 +31,21 @@ kernel void hc_spread(device const float *x      [[buffer(0)]],
     if (i.x >= p.dim) { return; }
     const float v = x[ulong(i.y) * p.dim + i.x];
     for (ushort s = 0; s < 4; ++s) { streams[(ulong(i.y) * 4 + s) * p.dim + i.x] = v; }
+}
+
+// A thread's part of fn's row `row` · x: the simdgroups take 512 columns in turn.
+template <uint T>
+inline float hc_row(device const uchar *fn, ulong plane, uint row, uint width, device const float *x, ushort sg,
+                    ushort lane) {
+    float sum = 0.0f;
+    for (uint k0 = sg * 512u; k0 < width; k0 += HC_MIX_THREADS * 16u) {
+        float4 v[4];
+        float4 a[4];
+        quant_lane16<T, false>(fn, plane, row, width, k0, lane, (threadgroup const uint2 *)0, v);
+        quant_lane_x<T, false>(x, width, k0, lane, a);
+        for (ushort j = 0; j < 4; ++j) { sum += dot(v[j], a[j]); }
+    }
+    return sum;
 }
 
 [[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
@@ -45,25 +62,18 @@ kernel void hc_mix(device const float *streams    [[buffer(0)]],
     const uint width = 4 * p.dim;
     device const float *x = streams + ulong(tg.y) * width;
     float sum = 0.0f;
-    for (uint k = tid * 16u; k < width; k += HC_MIX_THREADS * 16u) {
-        float v[16];
-        device const float4 *x4 = (device const float4 *)(x + k);
-        if (tg.x == p.outputs) {
-            for (ushort j = 0; j < 4; ++j) { sum += dot(x4[j], x4[j]); }
-        } else {
-            for (ushort j = 0; j < 16; ++j) { v[j] = 0.0f; }
-#define HC_BODY(T) quant_load16<T>(fn, p.plane, ulong(tg.x), width, k, v)
-            switch (p.type) {
-            case GPU_F16: HC_BODY(GPU_F16); break;
-            case GPU_F32: HC_BODY(GPU_F32); break;
-            case GPU_BF16: HC_BODY(GPU_BF16); break;
-            case GPU_Q8_0_PLANES: HC_BODY(GPU_Q8_0_PLANES); break;
-            default: HC_BODY(GPU_Q8_0);
-            }
-#undef HC_BODY
-            for (ushort j = 0; j < 4; ++j) {
-                sum += dot(x4[j], float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]));
-            }
+    if (tg.x == p.outputs) {
+        for (uint k = tid * 4u; k < width; k += HC_MIX_THREADS * 4u) {
+            const float4 a = *(device const float4 *)(x + k);
+            sum += dot(a, a);
+        }
+    } else {
+        switch (p.type) {
+        case GPU_F16: sum = hc_row<GPU_F16>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        case GPU_F32: sum = hc_row<GPU_F32>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        case GPU_Q8_0: sum = hc_row<GPU_Q8_0>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        case GPU_BF16: sum = hc_row<GPU_BF16>(fn, p.plane, tg.x, width, x, sg, lane); break;
+        default: sum = hc_row<GPU_Q8_0_PLANES>(fn, p.plane, tg.x, width, x, sg, lane);
         }
     }
     sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
@@ -96,18 +106,27 @@ inline float hc_sinkhorn(float v, uint iterations, float epsilon) {
     return v;
 }
 
-// Σ pre_i · stream_i, normed: by all threads of the threadgroup.
-inline void hc_collapse(device const float *streams, threadgroup float *pre, device const float *norm, device float *x,
-                        uint dim, float epsilon, threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+// Σ pre_i · stream_i, normed: by all threads of the threadgroup. Values stay in registers in between.
+inline void hc_collapse(device const float *streams, float4 pre, device const float *norm, device float *x, uint dim,
+                        float epsilon, threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+    float v[HC_MOST];
     float sum = 0.0f;
-    for (uint d = tid; d < dim; d += HC_THREADS) {
-        const float v = pre[0] * streams[d] + pre[1] * streams[dim + d] + pre[2] * streams[2 * dim + d]
-                      + pre[3] * streams[3 * dim + d];
-        x[d] = v;
-        sum += v * v;
+    #pragma unroll
+    for (ushort i = 0; i < HC_MOST; ++i) {
+        const uint d = i * HC_THREADS + tid;
+        v[i] = 0.0f;
+        if (d < dim) {
+            v[i] = pre.x * streams[d] + pre.y * streams[dim + d] + pre.z * streams[2 * dim + d]
+                 + pre.w * streams[3 * dim + d];
+        }
+        sum += v[i] * v[i];
     }
     const float scale = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, epsilon);
-    for (uint d = tid; d < dim; d += HC_THREADS) { x[d] = x[d] * scale * norm[d]; }
+    #pragma unroll
+    for (ushort i = 0; i < HC_MOST; ++i) {
+        const uint d = i * HC_THREADS + tid;
+        if (d < dim) { x[d] = v[i] * scale * norm[d]; }
+    }
 }
 
 [[max_total_threads_per_threadgroup(HC_THREADS)]]
@@ -120,25 +139,28 @@ kernel void hc_enter(device const float *mix        [[buffer(0)]],
                      device float *comb             [[buffer(6)]],
                      device float *x                [[buffer(7)]],
                      constant gpu_hc &p             [[buffer(8)]],
-                     uint token                     [[threadgroup_position_in_grid]],
+                     uint2 tg                       [[threadgroup_position_in_grid]],
                      ushort tid                     [[thread_index_in_threadgroup]],
                      ushort sg                      [[simdgroup_index_in_threadgroup]],
                      ushort lane                    [[thread_index_in_simdgroup]])
 {
     threadgroup float partial[32];
-    threadgroup float pre[4];
+    const uint token = tg.y;
     device const float *m = mix + ulong(token) * 25;
     const float inverse = reduce_rms(m[24], 4 * p.dim, p.norm_epsilon);
-    if (sg == 0 && lane < 4) { pre[lane] = hc_sigmoid(m[lane] * inverse * scale[0] + base[lane]) + p.epsilon; }
-    if (sg == 1) {
+    if (tg.x == 1) {
+        // What the way out needs, beside the way in.
+        if (sg != 0) { return; }
         if (lane < 4) {
             post[ulong(token) * 4 + lane] = 2.0f * hc_sigmoid(m[4 + lane] * inverse * scale[1] + base[4 + lane]);
         }
         const ushort e = lane & 15;
         const float v = hc_sinkhorn(m[8 + e] * inverse * scale[2] + base[8 + e], p.iterations, p.epsilon);
         if (lane < 16) { comb[ulong(token) * 16 + lane] = v; }
+        return;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 pre;
+    for (ushort i = 0; i < 4; ++i) { pre[i] = hc_sigmoid(m[i] * inverse * scale[0] + base[i]) + p.epsilon; }
     hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
                 partial, tid, sg, lane);
 }
@@ -157,11 +179,10 @@ kernel void hc_head(device const float *mix        [[buffer(0)]],
                     ushort lane                    [[thread_index_in_simdgroup]])
 {
     threadgroup float partial[32];
-    threadgroup float pre[4];
     device const float *m = mix + ulong(token) * 5;
     const float inverse = reduce_rms(m[4], 4 * p.dim, p.norm_epsilon);
-    if (tid < 4) { pre[tid] = hc_sigmoid(m[tid] * inverse * scale[0] + base[tid]) + p.epsilon; }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float4 pre;
+    for (ushort i = 0; i < 4; ++i) { pre[i] = hc_sigmoid(m[i] * inverse * scale[0] + base[i]) + p.epsilon; }
     hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
                 partial, tid, sg, lane);
 }

@@ -94,6 +94,49 @@ inline float4 kv_decode4(constant gpu_row_format &f, device const uchar *row, ui
                   kv_rope_decode(words, first + 2, step), kv_rope_decode(words, first + 3, step));
 }
 
+// A share of an FP8 row of 512 values, 64 of them rotated, as it lies in memory: loads first, numbers later,
+// so that loads of the next row can be under way while this one is used. Of `threads` (16 or 32) that share
+// a row, thread t has words t, t + threads, … of the plain values and 64 / threads of the rotated ones.
+#define KV_FP8_PLAIN 448
+#define KV_FP8_WORDS (KV_FP8_PLAIN / 4)
+
+struct kv_share {
+    uint q[7];
+    uint2 scales;  // seven blocks', then the rotated values'
+    uint2 low;     // two words of rotated values
+    uint2 high;
+};
+
+inline void kv_load_share(thread kv_share &v, device const uchar *row, uint t, uint threads) {
+    #pragma unroll
+    for (ushort j = 0; j < 7; ++j) {
+        const uint i = t + threads * j;
+        if (threads * j < KV_FP8_WORDS) { v.q[j] = *(device const uint *)(row + 4 * min(i, KV_FP8_WORDS - 1u)); }
+    }
+    device const uint2 *tail = (device const uint2 *)(row + KV_FP8_PLAIN);
+    v.scales = tail[0];
+    const uint first = t * (64 / threads) / 3;
+    v.low = tail[1 + first];
+    v.high = tail[1 + min(first + 1, 21u)];
+}
+
+// Plain word j of the share: values 4·(t + threads·j) … of the row.
+inline float4 kv_share_plain(thread kv_share &v, ushort j, uint t, uint threads) {
+    const uint block = (t + threads * j) / 16, word = v.q[j];
+    const uint scale = ((block < 4 ? v.scales.x : v.scales.y) >> (8 * (block & 3))) & 255u;
+    return float4(kv_e4m3_decode(word & 255u), kv_e4m3_decode((word >> 8) & 255u), kv_e4m3_decode((word >> 16) & 255u),
+                  kv_e4m3_decode(word >> 24)) * kv_power(scale);
+}
+
+// Rotated value `i` of the share, the first being t · 64 / threads.
+inline float kv_share_rope(thread kv_share &v, uint i, uint t, uint threads) {
+    const uint first = t * (64 / threads), word = (first + i) / 3 - first / 3, place = (first + i) % 3;
+    const uint2 w = word == 0 ? v.low : v.high;
+    // 21 bits from bit 21 · place of 64.
+    const uint bits = place == 0 ? w.x : place == 1 ? (w.x >> 21 | w.y << 11) : w.y >> 10;
+    return float(int(bits << 11) >> 11) * (kv_power(v.scales.y >> 24) * 9.5367431640625e-7f);
+}
+
 // One simdgroup rotates v [dim] in threadgroup memory by Sylvester's matrix / √dim.
 inline void kv_hadamard(threadgroup float *v, uint dim, ushort lane) {
     for (uint step = 1; step < dim; step *= 2) {

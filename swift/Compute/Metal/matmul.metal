@@ -22,31 +22,44 @@ using namespace metal;
 #define MATVEC_SIMD_ROWS 2
 #define MATVEC_ROWS (MATVEC_SIMDGROUPS * MATVEC_SIMD_ROWS)
 
-// Sum over lanes, rows and tokens of one simdgroup: out[r][t].
+// Adds 512 columns from k0 on: sums[r][t].
+template <uint T, ushort R, ushort N, bool FULL>
+inline void matvec_step(device const uchar *w, ulong plane, uint row, uint rows, uint columns, device const float *x,
+                        uint ldx, uint n, uint k0, ushort lane, threadgroup const uint2 *grid,
+                        thread float (&sums)[R][N]) {
+    float4 v[R][4];
+    #pragma unroll
+    for (ushort r = 0; r < R; ++r) {
+        // A row past the end repeats the last one; its sum is not written.
+        quant_lane16<T, FULL>(w, plane, min(row + r, rows - 1), columns, k0, lane, grid, v[r]);
+    }
+    #pragma unroll
+    for (ushort t = 0; t < N; ++t) {
+        float4 a[4];
+        quant_lane_x<T, FULL>(x + ulong(min(uint(t), n - 1)) * ldx, columns, k0, lane, a);
+        #pragma unroll
+        for (ushort r = 0; r < R; ++r) {
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { sums[r][t] += dot(v[r][j], a[j]); }
+        }
+    }
+}
+
+// Sum over lanes, rows and tokens of one simdgroup: sums[r][t].
 template <uint T, ushort R, ushort N>
 inline void matvec_sums(device const uchar *w, ulong plane, uint row, uint rows, uint columns, device const float *x,
-                        uint ldx, uint n, ushort lane, thread float (&sums)[R][N]) {
+                        uint ldx, uint n, ushort lane, threadgroup const uint2 *grid, thread float (&sums)[R][N]) {
     for (ushort r = 0; r < R; ++r) {
         for (ushort t = 0; t < N; ++t) { sums[r][t] = 0.0f; }
     }
+    const uint whole = quant_is_common<T>() ? columns / 512 * 512 : 0;
     #pragma unroll(2)
-    for (uint k0 = 0; k0 < columns; k0 += 512u) {
-        float4 v[R][4];
-        #pragma unroll
-        for (ushort r = 0; r < R; ++r) {
-            // A row past the end repeats the last one; its sum is not written.
-            quant_lane16<T>(w, plane, min(row + r, rows - 1), columns, k0, lane, v[r]);
-        }
-        #pragma unroll
-        for (ushort t = 0; t < N; ++t) {
-            float4 a[4];
-            quant_lane_x<T>(x + ulong(min(uint(t), n - 1)) * ldx, columns, k0, lane, a);
-            #pragma unroll
-            for (ushort r = 0; r < R; ++r) {
-                #pragma unroll
-                for (ushort j = 0; j < 4; ++j) { sums[r][t] += dot(v[r][j], a[j]); }
-            }
-        }
+    for (uint k0 = 0; k0 < whole; k0 += 512u) {
+        matvec_step<T, R, N, true>(w, plane, row, rows, columns, x, ldx, n, k0, lane, grid, sums);
+    }
+    #pragma unroll(1)
+    for (uint k0 = whole; k0 < columns; k0 += 512u) {
+        matvec_step<T, R, N, false>(w, plane, row, rows, columns, x, ldx, n, k0, lane, grid, sums);
     }
     #pragma unroll
     for (ushort r = 0; r < R; ++r) {
@@ -57,12 +70,12 @@ inline void matvec_sums(device const uchar *w, ulong plane, uint row, uint rows,
 
 template <uint T, ushort N>
 inline void matvec_job(device const uchar *w, constant gpu_matrix_job &job, device const float *x, device float *y,
-                       uint ldx, uint n, uint tile, ushort sg, ushort lane) {
+                       uint ldx, uint n, uint tile, ushort sg, ushort lane, threadgroup const uint2 *grid) {
     const uint row = tile * MATVEC_ROWS + sg * MATVEC_SIMD_ROWS;
     if (row >= job.rows) { return; }
     float sums[MATVEC_SIMD_ROWS][N];
     matvec_sums<T, MATVEC_SIMD_ROWS, N>(w, job.plane, row, job.rows, job.columns,
-                                        x + ulong(row / job.group_rows) * job.columns, ldx, n, lane, sums);
+                                        x + ulong(row / job.group_rows) * job.columns, ldx, n, lane, grid, sums);
     if (lane == 0) {
         for (ushort r = 0; r < MATVEC_SIMD_ROWS; ++r) {
             for (ushort t = 0; t < N; ++t) {
@@ -102,15 +115,16 @@ kernel void matvec_common(device const uchar *w0     [[buffer(0)]],
                           ushort sg                  [[simdgroup_index_in_threadgroup]],
                           ushort lane                [[thread_index_in_simdgroup]])
 {
+    threadgroup uint2 grid[1];  // of no use to these formats
     const uint j = matvec_find(p, tg.x);
     device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint tile = tg.x - p.job[j].first_tile;
     device const float *from = x + ulong(tg.y) * p.ldx;
     device float *to = y + ulong(tg.y) * p.job[j].rows;
     switch (p.job[j].type) {
-    case GPU_F32: matvec_job<GPU_F32, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane); break;
-    case GPU_F16: matvec_job<GPU_F16, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane); break;
-    default: matvec_job<GPU_Q8_0_PLANES, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane);
+    case GPU_F32: matvec_job<GPU_F32, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid); break;
+    case GPU_F16: matvec_job<GPU_F16, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid); break;
+    default: matvec_job<GPU_Q8_0_PLANES, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid);
     }
 }
 
@@ -127,15 +141,18 @@ kernel void matvec_1(device const uchar *w0     [[buffer(0)]],
                      device float *y            [[buffer(9)]],
                      constant gpu_matvec &p     [[buffer(10)]],
                      uint2 tg                   [[threadgroup_position_in_grid]],
+                     ushort tid                 [[thread_index_in_threadgroup]],
                      ushort sg                  [[simdgroup_index_in_threadgroup]],
                      ushort lane                [[thread_index_in_simdgroup]])
 {
+    threadgroup uint2 grid[256];
     const uint j = matvec_find(p, tg.x);
     device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint tile = tg.x - p.job[j].first_tile;
     device const float *from = x + ulong(tg.y) * p.ldx;
     device float *to = y + ulong(tg.y) * p.job[j].rows;
-#define MATVEC_BODY(T) matvec_job<T, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane)
+    if (p.job[j].type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, MATVEC_SIMDGROUPS * 32); }
+#define MATVEC_BODY(T) matvec_job<T, 1>(w, p.job[j], from, to, p.ldx, 1, tile, sg, lane, grid)
     QUANT_SWITCH(p.job[j].type, MATVEC_BODY)
 #undef MATVEC_BODY
 }
@@ -153,15 +170,19 @@ kernel void matvec_4(device const uchar *w0     [[buffer(0)]],
                      device float *y            [[buffer(9)]],
                      constant gpu_matvec &p     [[buffer(10)]],
                      uint2 tg                   [[threadgroup_position_in_grid]],
+                     ushort tid                 [[thread_index_in_threadgroup]],
                      ushort sg                  [[simdgroup_index_in_threadgroup]],
                      ushort lane                [[thread_index_in_simdgroup]])
 {
+    threadgroup uint2 grid[256];
     const uint j = matvec_find(p, tg.x);
     device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint tile = tg.x - p.job[j].first_tile, first = tg.y * 4u;
     device const float *from = x + ulong(first) * p.ldx;
     device float *to = y + ulong(first) * p.job[j].rows;
-#define MATVEC_BODY(T) matvec_job<T, 4>(w, p.job[j], from, to, p.ldx, min(p.n - first, 4u), tile, sg, lane)
+    if (p.job[j].type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, MATVEC_SIMDGROUPS * 32); }
+#define MATVEC_BODY(T) matvec_job<T, 4>(w, p.job[j], from, to, p.ldx, min(p.n - first, 4u), tile, sg, lane, \
+                                     grid)
     QUANT_SWITCH(p.job[j].type, MATVEC_BODY)
 #undef MATVEC_BODY
 }
@@ -215,12 +236,18 @@ kernel void quant_repack_iq2_xxs(device const ushort *blocks [[buffer(0)]],
 
 // ---------------------------------------------------------------- tiles
 
+#define TILE_GRID 256
 #define TILE_TOKENS 64
 #define TILE_ROWS 128
 #define TILE_K 32
 #define TILE_LD (TILE_K + 8)  // in halfs: rows fall into different banks and stay aligned to 16 bytes
 #define TILE_THREADS 128
 #define TILE_SLAB (TILE_TOKENS * TILE_LD + TILE_ROWS * TILE_LD)
+
+inline void tile_put16(threadgroup half *to, thread const uint2 *v) {
+    *(threadgroup uint4 *)to = uint4(v[0], v[1]);
+    *(threadgroup uint4 *)(to + 8) = uint4(v[2], v[3]);
+}
 
 inline void tile_put16(threadgroup half *to, thread const float *v) {
     for (ushort j = 0; j < 2; ++j) {
@@ -235,7 +262,7 @@ inline void tile_put16(threadgroup half *to, thread const float *v) {
 // half of a 32-wide piece of one row of x and of two rows of w. `base`: rows of w before the first.
 template <uint T>
 inline void tile_product(device const uchar *w, ulong plane, ulong base, uint row, uint rows, uint columns,
-                         device const float *source, threadgroup uint4 *memory, device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
+                         device const float *source, threadgroup uint4 *memory, threadgroup const uint2 *grid, device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
     threadgroup half *slabs = (threadgroup half *)memory;
     const ushort wm = (sg / 2) * 32, wn = (sg % 2) * 64;
     tile_c acc[2][4];
@@ -246,7 +273,8 @@ inline void tile_product(device const uchar *w, ulong plane, ulong base, uint ro
     }
     const ushort piece = (tid & 1) * 16, line = tid / 2;
     const uint row0 = min(row + line, rows - 1), row1 = min(row + line + 64, rows - 1);
-    float v[3][16];
+    float v[16];
+    uint2 u[2][4];
     for (uint k0 = 0; k0 < columns + TILE_K; k0 += TILE_K) {
         threadgroup half *next = slabs + ((k0 / TILE_K) & 1u) * TILE_SLAB;
         if (k0 < columns) {
@@ -254,13 +282,13 @@ inline void tile_product(device const uchar *w, ulong plane, ulong base, uint ro
             #pragma unroll
             for (ushort j = 0; j < 4; ++j) {
                 const float4 a = x4[j];
-                v[0][4 * j] = a.x;
-                v[0][4 * j + 1] = a.y;
-                v[0][4 * j + 2] = a.z;
-                v[0][4 * j + 3] = a.w;
+                v[4 * j] = a.x;
+                v[4 * j + 1] = a.y;
+                v[4 * j + 2] = a.z;
+                v[4 * j + 3] = a.w;
             }
-            quant_load16<T>(w, plane, base + row0, columns, k0 + piece, v[1]);
-            quant_load16<T>(w, plane, base + row1, columns, k0 + piece, v[2]);
+            quant_half16<T>(w, plane, base + row0, columns, k0 + piece, grid, u[0]);
+            quant_half16<T>(w, plane, base + row1, columns, k0 + piece, grid, u[1]);
         }
         if (k0 > 0) {
             // The slab before, while the loads above are under way.
@@ -282,9 +310,9 @@ inline void tile_product(device const uchar *w, ulong plane, ulong base, uint ro
             }
         }
         if (k0 < columns) {
-            tile_put16(next + line * TILE_LD + piece, v[0]);
-            tile_put16(next + (TILE_TOKENS + line) * TILE_LD + piece, v[1]);
-            tile_put16(next + (TILE_TOKENS + line + 64) * TILE_LD + piece, v[2]);
+            tile_put16(next + line * TILE_LD + piece, v);
+            tile_put16(next + (TILE_TOKENS + line) * TILE_LD + piece, u[0]);
+            tile_put16(next + (TILE_TOKENS + line + 64) * TILE_LD + piece, u[1]);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
@@ -330,11 +358,13 @@ kernel void matmul_tile(device const uchar *w      [[buffer(0)]],
                         ushort lane                [[thread_index_in_simdgroup]])
 {
     threadgroup uint4 slabs[2 * TILE_SLAB / 8];
+    threadgroup uint2 grid[TILE_GRID];
+    if (p.type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, TILE_THREADS); }
     const uint row = tg.x * TILE_ROWS, first = tg.y * TILE_TOKENS;
     const uint n = min(p.n - first, uint(TILE_TOKENS));
     device const float *source = x + ulong(first + min(uint(tid / 2), n - 1)) * p.ldx
                                + ulong(row / p.group_rows) * p.columns;
-#define TILE_BODY(T) tile_product<T>(w, p.plane, 0, row, p.rows, p.columns, source, slabs, \
+#define TILE_BODY(T) tile_product<T>(w, p.plane, 0, row, p.rows, p.columns, source, slabs, grid, \
                                      y + ulong(first) * p.ldy, p.ldy, n, tid, sg, lane)
     TILE_SWITCH(p.type, TILE_BODY)
 #undef TILE_BODY
@@ -354,12 +384,14 @@ kernel void matmul_experts(device const uchar *w      [[buffer(0)]],
                            ushort lane                [[thread_index_in_simdgroup]])
 {
     threadgroup uint4 slabs[2 * TILE_SLAB / 8];
+    threadgroup uint2 grid[TILE_GRID];
     const uint4 tile = tiles[tg.y];
     if (tile.z == 0u) { return; }
+    if (p.type == GPU_IQ2_XXS_PLANES) { quant_fill_grid(grid, tid, TILE_THREADS); }
     const uint row = tg.x * TILE_ROWS, place = tile.y + min(uint(tid / 2), tile.z - 1);
     device const float *source = x + ulong(p.gather == 0u ? place : order[place] / p.gather) * p.ldx;
 #define TILE_BODY(T) tile_product<T>(w, p.plane, ulong(tile.x) * p.rows, row, p.rows, p.columns, source, \
-                                     slabs, y + ulong(tile.y) * p.ldy, p.ldy, tile.z, tid, sg, lane)
+                                     slabs, grid, y + ulong(tile.y) * p.ldy, p.ldy, tile.z, tid, sg, lane)
     TILE_SWITCH(p.type, TILE_BODY)
 #undef TILE_BODY
 }

@@ -156,6 +156,12 @@ template <uint T> inline ulong quant_row_bytes(uint columns) {
     return ulong(columns / 32) * 8;  // IQ2_XXS planes
 }
 
+// IQ2_XXS's grid where lookups are fast: [256] in threadgroup memory, by all `threads`.
+inline void quant_fill_grid(threadgroup uint2 *grid, uint tid, uint threads) {
+    for (uint i = tid; i < 256; i += threads) { grid[i] = uint2(quant_iq2_bytes[2 * i], quant_iq2_bytes[2 * i + 1]); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
 // Magnitude codes and sign bits of eight weights to floats.
 inline void quant_iq2_eight(uint codes, uint signs, float scale, thread float *out) {
     for (ushort i = 0; i < 8; ++i) {
@@ -292,10 +298,90 @@ inline void quant_load16(device const uchar *w, ulong plane, ulong row, uint col
     }
 }
 
+// ---------------------------------------------------------------- halfs, for tiles
+//
+// A byte under 0x64 is the half 1024 + byte: two weights at a time, without a conversion.
+
+inline half2 quant_bytes_half2(uint word, ushort pair) {
+#ifdef MSL_CUDA
+    return as_type<half2>(__byte_perm(word, 0x64646464u, pair == 0 ? 0x4140u : 0x4342u));
+#else
+    const uint two = word >> (16 * pair);
+    return as_type<half2>((two & 0xffu) | (two & 0xff00u) << 8 | 0x64006400u);
+#endif
+}
+
+// Four signed bytes times d.
+inline uint2 quant_signed_half4(uint word, half2 d) {
+    const uint biased = word ^ 0x80808080u;
+    const half2 zero = half2(1152.0h);
+    return uint2(as_type<uint>((quant_bytes_half2(biased, 0) - zero) * d),
+                 as_type<uint>((quant_bytes_half2(biased, 1) - zero) * d));
+}
+
+// As quant_load16, as sixteen halfs.
+template <uint T>
+inline void quant_half16(device const uchar *w, ulong plane, ulong row, uint columns, uint k,
+                         threadgroup const uint2 *grid, thread uint2 *out) {
+    device const uchar *line = w + row * quant_row_bytes<T>(columns);
+    if (T == GPU_F16) {
+        device const uint2 *p = (device const uint2 *)(line + ulong(k) * 2);
+        for (ushort j = 0; j < 4; ++j) { out[j] = p[j]; }
+    } else if (T == GPU_Q8_0_PLANES) {
+        const uint4 q = *(device const uint4 *)(line + k);
+        const half2 d = half2(as_type<half>(*(device const ushort *)(w + plane + (row * (columns / 32) + k / 32) * 2)));
+        out[0] = quant_signed_half4(q.x, d);
+        out[1] = quant_signed_half4(q.y, d);
+        out[2] = quant_signed_half4(q.z, d);
+        out[3] = quant_signed_half4(q.w, d);
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        const uint2 group = *(device const uint2 *)(line + ulong(k / 32) * 8);
+        const float scale = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2)
+                          * float(2u * (group.y >> 28) + 1u) * 0.125f;
+        const half2 d = half2(half(scale));
+        #pragma unroll
+        for (ushort e = 0; e < 2; ++e) {
+            const uint entry = (k / 16u & 1u) * 2u + e;
+            const uint seven = (group.y >> (7u * entry)) & 127u;
+            const uint signs = seven | (popcount(seven) & 1u) << 7;
+            const uint2 eight = grid[(group.x >> (8u * entry)) & 255u];
+            out[2 * e] = quant_signed_half4(quant_negate4(eight.x, signs & 15u), d);
+            out[2 * e + 1] = quant_signed_half4(quant_negate4(eight.y, signs >> 4), d);
+        }
+    } else if (T == GPU_Q2_K) {
+        const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
+        device const uchar *block = line + ulong(k / 256) * 84;
+        const uint sub = block[j];
+        const half2 d = half2(half(quant_half(block + 80) * float(sub & 15u)));
+        const half2 least = half2(half(quant_half(block + 82) * float(sub >> 4)));
+        device const uint *q = (device const uint *)(block + 16 + 32u * h + l);
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint two = (q[i] >> (2u * s)) & 0x03030303u;
+            const half2 zero = half2(1024.0h);
+            out[i] = uint2(as_type<uint>((quant_bytes_half2(two, 0) - zero) * d - least),
+                           as_type<uint>((quant_bytes_half2(two, 1) - zero) * d - least));
+        }
+    } else {
+        float v[16];
+        for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
+        quant_load16<T>(w, plane, row, columns, k, v);
+        for (ushort j = 0; j < 4; ++j) {
+            out[j] = as_type<uint2>(half4(float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3])));
+        }
+    }
+}
+
 // ---------------------------------------------------------------- one simdgroup along a row
 //
 // 512 weights at a time, sixteen a lane, as four float4: which ones depends on the format, so that lanes
 // next to each other read memory next to each other, of the weights and of x.
+
+// Formats of published models, whose branch-free form is worth its code.
+template <uint T> inline bool quant_is_common() {
+    return T == GPU_F32 || T == GPU_F16 || T == GPU_Q8_0_PLANES || T == GPU_Q2_K || T == GPU_IQ2_XXS_PLANES
+        || T == GPU_Q4_K || T == GPU_MXFP4 || T == GPU_Q8_0;
+}
 
 // Where the j-th float4 of a lane lies among the 512.
 template <uint T> inline uint quant_lane_offset(ushort lane, ushort j) {
@@ -305,17 +391,19 @@ template <uint T> inline uint quant_lane_offset(ushort lane, ushort j) {
     return 16u * lane + 4u * j;
 }
 
-// The lane's weights of [k0, k0 + 512) in row `row`; zeros past the end.
-template <uint T>
+// The lane's weights of [k0, k0 + 512) in row `row`; zeros past the end, unless all 512 are there (FULL):
+// then there is no branch, and all loads of several rows can be under way together. `grid`: what
+// quant_fill_grid put there, for IQ2_XXS planes.
+template <uint T, bool FULL>
 inline void quant_lane16(device const uchar *w, ulong plane, ulong row, uint columns, uint k0, ushort lane,
-                         thread float4 *out) {
+                         threadgroup const uint2 *grid, thread float4 *out) {
     device const uchar *line = w + row * quant_row_bytes<T>(columns);
     if (T == GPU_F32 || T == GPU_F16 || T == GPU_BF16 || T == GPU_Q8_0_PLANES) {
         #pragma unroll
         for (ushort j = 0; j < 4; ++j) {
             const uint k = k0 + 128u * j + 4u * lane;
             float4 v = float4(0.0f);
-            if (k < columns) {
+            if (FULL || k < columns) {
                 if (T == GPU_F32) {
                     v = *(device const float4 *)(line + ulong(k) * 4);
                 } else if (T == GPU_Q8_0_PLANES) {
@@ -338,7 +426,7 @@ inline void quant_lane16(device const uchar *w, ulong plane, ulong row, uint col
         const uint k = k0 + 256u * (lane / 16);
         const ushort h = lane % 16 / 8, word = lane % 8;
         for (ushort j = 0; j < 4; ++j) { out[j] = float4(0.0f); }
-        if (k < columns) {
+        if (FULL || k < columns) {
             device const uchar *block = line + ulong(k / 256) * 84;
             const uint q = *(device const uint *)(block + 16 + 32 * h + 4 * word);
             // Scales 8h + 2s + half of shifts s = 0 … 3.
@@ -357,34 +445,34 @@ inline void quant_lane16(device const uchar *w, ulong plane, ulong row, uint col
             const uint k = k0 + 256u * e + 8u * lane;
             out[2 * e] = float4(0.0f);
             out[2 * e + 1] = float4(0.0f);
-            if (k < columns) {
+            if (FULL || k < columns) {
                 const uint2 group = *(device const uint2 *)(line + ulong(k / 32) * 8);
                 const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
                 const float scale = d * float(2u * (group.y >> 28) + 1u) * 0.125f;
                 const uint entry = lane & 3;
                 const uint seven = (group.y >> (7u * entry)) & 127u;
                 const uint signs = seven | (popcount(seven) & 1u) << 7;
-                const uint grid = 2u * ((group.x >> (8u * entry)) & 255u);
-                out[2 * e] = quant_signed4(quant_negate4(quant_iq2_bytes[grid], signs & 15u)) * scale;
-                out[2 * e + 1] = quant_signed4(quant_negate4(quant_iq2_bytes[grid + 1], signs >> 4)) * scale;
+                const uint2 eight = grid[(group.x >> (8u * entry)) & 255u];
+                out[2 * e] = quant_signed4(quant_negate4(eight.x, signs & 15u)) * scale;
+                out[2 * e + 1] = quant_signed4(quant_negate4(eight.y, signs >> 4)) * scale;
             }
         }
     } else {
         const uint k = k0 + 16u * lane;
         float v[16];
         for (ushort i = 0; i < 16; ++i) { v[i] = 0.0f; }
-        if (k < columns) { quant_load16<T>(w, plane, row, columns, k, v); }
+        if (FULL || k < columns) { quant_load16<T>(w, plane, row, columns, k, v); }
         for (ushort j = 0; j < 4; ++j) { out[j] = float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]); }
     }
 }
 
 // The lane's values of x in the same order; past the end whatever row 0 of 512 has, times zero weights.
-template <uint T>
+template <uint T, bool FULL>
 inline void quant_lane_x(device const float *x, uint columns, uint k0, ushort lane, thread float4 *out) {
     #pragma unroll
     for (ushort j = 0; j < 4; ++j) {
         const uint k = k0 + quant_lane_offset<T>(lane, j);
-        out[j] = k < columns ? *(device const float4 *)(x + k) : float4(0.0f);
+        out[j] = FULL || k < columns ? *(device const float4 *)(x + k) : float4(0.0f);
     }
 }
 
