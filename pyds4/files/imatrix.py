@@ -6,9 +6,10 @@ The file is llama.cpp's GGUF form of an importance matrix: for every matrix NAME
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..errors import InvalidArgumentError, ModelFileError
 from ..model_file import ModelFile
 from ..synth.writer import Tensor, Typed, write_gguf
 from ._kernels import decode
+from .manifest import file_sha256
 from .source import TensorSource
 
 __all__ = [
@@ -70,12 +72,14 @@ class Importance:
         counts: By tensor name: inputs seen, [matrices].
         dataset: What it was measured on.
         chunks: How many sequences.
+        model: Identity of the file it was measured on; empty when its maker did not say.
     """
 
     sums: Mapping[str, Doubles]
     counts: Mapping[str, Doubles]
     dataset: str = ""
     chunks: int = 0
+    model: str = ""
 
     def of(self, name: str, shape: Sequence[int]) -> TensorImportance | None:
         """Mean squares for the tensor ``name``; None when it was not measured.
@@ -113,6 +117,7 @@ def write_importance(path: str | os.PathLike[str], importance: Importance) -> No
         "imatrix.datasets": Typed.array(GGUFValueType.STRING, [importance.dataset]),
         "imatrix.chunk_count": Typed(GGUFValueType.UINT32, importance.chunks),
         "imatrix.chunk_size": Typed(GGUFValueType.UINT32, 512),
+        "pyds4.imatrix.model": importance.model,
     }
     write_gguf(path, entries, tensors)
 
@@ -146,6 +151,7 @@ def read_importance(path: str | os.PathLike[str]) -> Importance:
         counts,
         dataset=str(datasets[0]) if isinstance(datasets, list) and datasets else "",
         chunks=chunks if isinstance(chunks, int) else 0,
+        model=str(file.get("pyds4.imatrix.model", "")),
     )
 
 
@@ -175,14 +181,19 @@ def collect(
     """Run ``documents`` through the model and write what its matrices were fed to ``path``.
 
     Every ``SAVE_EVERY`` sequences the state is written; when ``path`` holds an unfinished or
-    shorter collection of the same ``dataset``, it is gone on with.
+    shorter collection of the same ``dataset`` and model file, it is gone on with.
 
     Raises:
         BackendError: the engine does not run on the CPU.
         InvalidArgumentError: ``path`` was measured on something else.
         ModelFileError: ``path`` is there and not an importance matrix.
     """
-    earlier = read_importance(path) if path.exists() else Importance({}, {}, dataset)
+    model = _identity(engine)
+    earlier = read_importance(path) if path.exists() else Importance({}, {}, dataset, 0, model)
+    if earlier.model != model:
+        raise InvalidArgumentError(
+            f"{path} was measured on another model file than {engine.path}: choose another file"
+        )
     if earlier.dataset != dataset:
         raise InvalidArgumentError(
             f"{path} was measured on {earlier.dataset!r}, not {dataset!r}: choose another file"
@@ -198,7 +209,8 @@ def collect(
             if progress is not None:
                 progress(done, total)
             if (index + 1) % SAVE_EVERY == 0 or index + 1 == len(documents):
-                result = _sum(earlier, recorded(engine, dataset, index + 1))
+                fresh = recorded(engine, dataset, index + 1)
+                result = replace(_sum(earlier, fresh), model=model)
                 write_importance(path, result)
     finally:
         check(lib.pyds4_engine_record_importance(engine.handle, 0))
@@ -212,3 +224,11 @@ def _sum(a: Importance, b: Importance) -> Importance:
         sums[name] = values + sums[name] if name in sums else values
         counts[name] = b.counts[name] + counts[name] if name in counts else b.counts[name]
     return Importance(sums, counts, b.dataset, b.chunks)
+
+
+def _identity(engine: Engine) -> str:
+    """SHA-256 of the model's files: two trainings of one model differ in nothing else."""
+    digest = hashlib.sha256()
+    for path in engine.file.paths:
+        digest.update(file_sha256(Path(path)).encode())
+    return digest.hexdigest()

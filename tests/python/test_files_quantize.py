@@ -203,6 +203,13 @@ def test_a_stopped_collection_goes_on_where_it_was(
         with pytest.raises(InvalidArgumentError, match=r"was measured on 'text\.txt'"):
             collect(engine, documents, path, dataset="other")
     assert seen[0] == sum(len(document) for document in documents[:3])
+    retrained = tmp_path / "retrained.gguf"
+    data = bytearray(fixture.read_bytes())
+    data[-100] ^= 1
+    retrained.write_bytes(data)
+    with Engine(retrained, backend="cpu") as engine:
+        with pytest.raises(InvalidArgumentError, match="on another model file than"):
+            collect(engine, documents, path, dataset=text.name)
     whole, parts = read_importance(importance), read_importance(path)
     for name, sums in whole.sums.items():
         np.testing.assert_allclose(parts.sums[name], sums, rtol=1e-5)
