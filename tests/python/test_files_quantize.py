@@ -207,9 +207,9 @@ def test_a_stopped_collection_goes_on_where_it_was(
     data = bytearray(fixture.read_bytes())
     data[-100] ^= 1
     retrained.write_bytes(data)
-    with Engine(retrained, backend="cpu") as engine:
-        with pytest.raises(InvalidArgumentError, match="on another model file than"):
-            collect(engine, documents, path, dataset=text.name)
+    other = pytest.raises(InvalidArgumentError, match="on another model file than")
+    with Engine(retrained, backend="cpu") as engine, other:
+        collect(engine, documents, path, dataset=text.name)
     whole, parts = read_importance(importance), read_importance(path)
     for name, sums in whole.sums.items():
         np.testing.assert_allclose(parts.sums[name], sums, rtol=1e-5)
