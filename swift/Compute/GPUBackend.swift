@@ -31,13 +31,17 @@ public final class GPUBackend: Backend {
     }
 
     public func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
-        for m in weights where m.name.contains("hc_") && (m.columns > 4 * 8192 || !Self.mixTypes.contains(m.type)) {
-            throw ComputeError.device("\(m.name): the GPU needs it as f32, f16, bf16 or q8_0 and at most 32768 columns")
+        let mixers = weights.filter { $0.name.contains("hc_") }
+        for m in mixers where m.columns > 4 * 8192 {
+            throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU takes at most 32768")
         }
         for m in weights where m.columns % 32 != 0 {
             throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU needs a multiple of 32")
         }
-        try self.weights.load(weights, tables)
+        // Their kernel knows the usual formats; they are small, so others become f32.
+        let unusual = mixers.filter { !Self.mixTypes.contains($0.type) }
+        try self.weights.loadDecoded(unusual)
+        try self.weights.load(weights.filter { m in !unusual.contains { $0.data == m.data } }, tables)
     }
 
     /// Inside `concurrently`: how many commands it has had.

@@ -53,6 +53,16 @@ final class GPUWeights {
         }
     }
 
+    /// As f32, whatever the file has.
+    func loadDecoded(_ weights: [Matrix]) throws {
+        for m in weights {
+            let values = m.decoded()
+            let target = try memory.device.allocate(byteCount: values.count * 4)
+            try memory.device.write(values, to: target, byteCount: values.count * 4)
+            matrices[m.data] = GPUWeight(address: target, type: UInt32(GPU_F32), plane: 0)
+        }
+    }
+
     private func upload(_ m: Matrix, _ staging: Buffer) throws -> GPUWeight {
         let device = memory.device
         let blockBytes = Int(ck_type_block_bytes(m.type)), blocks = m.byteCount / blockBytes

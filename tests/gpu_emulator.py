@@ -1,0 +1,83 @@
+"""The GPU kernels on the CPU: builds the emulator with Swift's own clang, runs single kernels.
+
+Modes: ``fast``; ``race`` checks every access (bounds of the bound buffers, races between barriers,
+threadgroup memory that nobody wrote).
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts" / "msl"
+Buffer = NDArray[Any] | bytes | None
+
+
+def toolchain() -> dict[str, str]:
+    """The environment in which clang++ is Swift's; skips the test when there is no Swift."""
+    swift = shutil.which("swift") or shutil.which("swift", path="/opt/swift/usr/bin")
+    if swift is None:
+        pytest.skip("no swift on PATH: its clang builds the emulator of the GPU kernels")
+    folder = str(Path(swift).resolve().parent)
+    return {**os.environ, "PATH": folder + os.pathsep + os.environ["PATH"]}
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pyds4-emulator-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def library(mode: str = "fast", source: str = "all", *defines: str) -> Path:
+    """Builds all kernels, or one source file, for the emulator."""
+    out = _folder() / f"{Path(source).stem}-{mode}{len(defines)}.so"
+    command = ["sh", str(SCRIPTS / "build_host.sh"), source, str(out), mode, *defines]
+    done = subprocess.run(command, env=toolchain(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def run(
+    path: Path, kernel: str, buffers: Sequence[Buffer], *, grid: Sequence[int], threads: int
+) -> str:
+    """Runs one kernel over ``buffers``, which it changes in place.
+
+    Returns:
+        What the emulator objects to, or an empty string.
+    """
+    emulator = ctypes.CDLL(str(path))
+    emulator.msl_error.restype = ctypes.c_char_p
+    pointers = (ctypes.c_void_p * len(buffers))()
+    sizes = (ctypes.c_size_t * len(buffers))()
+    kept = [
+        np.frombuffer(b, np.uint8).copy() if isinstance(b, bytes) else b for b in buffers
+    ]  # alive until the kernel returns
+    for i, array in enumerate(kept):
+        if array is not None:
+            pointers[i], sizes[i] = array.ctypes.data, array.nbytes
+    status = emulator.msl_dispatch(
+        kernel.encode(),
+        (ctypes.c_uint * 3)(*grid, *(1,) * (3 - len(grid))),
+        (ctypes.c_uint * 3)(threads, 1, 1),
+        len(pointers),
+        pointers,
+        sizes,
+        0,
+        None,
+    )
+    return str(emulator.msl_error().decode()) if status else ""

@@ -1,0 +1,149 @@
+"""Whole models through the GPU backend, its kernels emulated: what a GPU is asked to do."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, cast
+
+import gpu_emulator
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType as Type
+from golden import COLUMNS, error, errors, prompts
+from numpy.typing import NDArray
+from reference import Reference, Rounding
+
+import pyds4
+from models import F32, MIX, fixture_path, random_tokens, synthetic_path, weights_of
+from pyds4.engine import Engine, StepItem
+from pyds4.synth import Dimensions, TensorTypes, dimensions
+
+EXACT_BOUND = 1e-5
+HALF_BOUND = 5e-3
+
+
+@pytest.fixture(autouse=True)
+def emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYDS4_EMULATOR", str(gpu_emulator.library()))
+
+
+def _open(path: Any, *, roundings: bool = False) -> Engine:
+    return pyds4.Engine(path, backend=cast(Any, "emulated"), roundings=roundings)
+
+
+def _logits(model: Engine, cuts: list[NDArray[np.int32]]) -> NDArray[np.float32]:
+    """All logits of one session that takes the cuts one after another."""
+    with model.session() as session:
+        found = []
+        for tokens in cuts:
+            result = model.step([StepItem(session, tokens.tolist(), all_logits=True)])[0]
+            assert result.error is None
+            found.append(cast(NDArray[np.float32], result.logits))
+        return np.concatenate(found)
+
+
+def test_emulated_backend_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYDS4_EMULATOR")
+    with pytest.raises(pyds4.BackendError, match="PYDS4_EMULATOR must name the library"):
+        _open(fixture_path("a"))
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(_has_driver(), reason="an NVIDIA driver is installed")
+def test_cuda_without_a_driver_says_so() -> None:
+    with pytest.raises(pyds4.BackendError, match=r"no NVIDIA driver is installed \(libcuda"):
+        pyds4.Engine(fixture_path("a"), backend="cuda")
+
+
+# Of b with F32 weights only attention over prompts, heads of 512, takes the half path.
+@pytest.mark.parametrize(
+    ("name", "n", "exact", "bound"),
+    [("a", 17, False, EXACT_BOUND), ("b", 17, True, EXACT_BOUND), ("b", 10, False, HALF_BOUND)],
+)
+def test_prompt_agrees_with_the_oracle(
+    name: str, n: int, exact: bool, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if exact:
+        monkeypatch.setenv("PYDS4_GPU_EXACT", "1")
+    wanted = prompts(name)[17]
+    with _open(fixture_path(name)) as model:
+        found = _logits(model, [wanted.tokens[:n]])
+    assert error(found[:, COLUMNS], wanted.logits[:n]) <= bound
+    np.testing.assert_array_equal(found.argmax(axis=1), wanted.best[:n])
+
+
+def test_decode_agrees_with_the_oracle_across_windows() -> None:
+    wanted = prompts("a")[17]
+    with _open(fixture_path("a")) as model:
+        found = _logits(model, [wanted.tokens[:6], *np.split(wanted.tokens[6:], 11)])
+    assert error(found[:, COLUMNS], wanted.logits) <= EXACT_BOUND
+
+
+def test_sessions_in_one_step_do_not_disturb_each_other() -> None:
+    wanted = prompts("a")[17]
+    with _open(fixture_path("a")) as model, model.session() as first, model.session() as second:
+        first.prefill(wanted.tokens[:5].tolist())
+        second.prefill(wanted.tokens[:8].tolist())
+        with first.fork() as twin:
+            results = model.step(
+                [
+                    StepItem(s, [int(wanted.tokens[at])], all_logits=True)
+                    for s, at in ((first, 5), (second, 8), (twin, 5))
+                ]
+            )
+    for result, at in zip(results, (5, 8, 5), strict=True):
+        assert result.logits is not None
+        assert error(result.logits[:, COLUMNS], wanted.logits[at : at + 1]) <= EXACT_BOUND
+
+
+def _reference(
+    dims: Dimensions, types: TensorTypes, tokens: NDArray[np.int32], *, memory: bool
+) -> NDArray[np.float64]:
+    weights, _ = weights_of(synthetic_path(dims, types))
+    return Reference(dims, weights, Rounding(memory=memory)).logits(tokens)
+
+
+@pytest.mark.parametrize("ratio", [4, 128])
+def test_rows_in_the_models_formats_agree_with_double_precision(ratio: int) -> None:
+    dims = dimensions("tiny", ratios=(ratio,), hash_layers=1)
+    tokens = np.array(random_tokens(12, seed=5), np.int32)
+    with _open(synthetic_path(dims, F32), roundings=True) as model:
+        found = _logits(model, [tokens[:9], *np.split(tokens[9:], 3)])
+    # A value between two codes may go either way; most rows have none.
+    distance = errors(found, _reference(dims, F32, tokens, memory=True))
+    assert np.median(distance) <= EXACT_BOUND
+
+
+ONE_LAYER = dimensions("tiny", ratios=(0,), hash_layers=1)
+EVERY_TYPE = [Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q2_K, Type.Q3_K, Type.Q4_K,
+              Type.Q5_K, Type.Q6_K, Type.IQ2_XXS, Type.MXFP4]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EVERY_TYPE, ids=lambda kind: kind.name)
+def test_weights_of_each_type_decode_as_numbers(kind: Type) -> None:
+    types = TensorTypes.uniform(kind)
+    tokens = np.array(random_tokens(3, seed=1), np.int32)
+    with _open(synthetic_path(ONE_LAYER, types)) as model:
+        found = _logits(model, [tokens[:2], tokens[2:]])
+    wanted = _reference(ONE_LAYER, types, tokens, memory=False)
+    assert error(found, wanted) <= EXACT_BOUND
+
+
+@pytest.mark.parametrize(
+    "types",
+    [MIX, TensorTypes.uniform(Type.Q4_K), TensorTypes.uniform(Type.MXFP4)],
+    ids=["mix", "q4_k", "mxfp4"],
+)
+def test_prompts_on_the_matrix_units_stay_within_half_precision(types: TensorTypes) -> None:
+    tokens = np.array(random_tokens(11, seed=2), np.int32)
+    with _open(synthetic_path(ONE_LAYER, types)) as model:
+        found = _logits(model, [tokens])
+    wanted = _reference(ONE_LAYER, types, tokens, memory=False)
+    assert error(found, wanted) <= HALF_BOUND
