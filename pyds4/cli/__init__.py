@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "answer one prompt on standard output",
     "serve": "serve the OpenAI and Anthropic APIs over HTTP",
     "kv": "look after the prefixes that are kept on disk",
+    "eval": "score a model on the demo tasks, family by family",
     "inspect": "show what is in a GGUF file and the memory it needs",
     "tokenize": "turn text into token ids, and back",
     "bench": "measure prefill and decode speed, alone or beside llama-bench",

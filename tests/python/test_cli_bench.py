@@ -133,7 +133,7 @@ def test_a_plot_without_matplotlib_fails_before_anything_is_measured(
 
 
 def test_contexts_beyond_the_model_are_refused() -> None:
-    assert "8192" in error_of("bench", DEMO, "--contexts", "8192")
+    assert "16384" in error_of("bench", DEMO, "--contexts", "16384")
 
 
 @pytest.mark.parametrize("peer", ["llama-bench", "llama-bench=", "ollama=x"])

@@ -82,7 +82,7 @@ def test_verbose_says_what_it_took() -> None:
         (["-p", "x", "--top-p", "0"], 1, "top_p"),
         (["-p", "x", "--effort", "low"], 2, "preview knows high, max"),
         (["-p", "x", "--context", "2"], 1, "context of 2"),
-        (["-p", "x", "--context", "100000"], 1, "8192"),
+        (["-p", "x", "--context", "100000"], 1, "16384"),
         (["-p", "x", "--backend", "metal"], 1, "metal"),
     ],
 )
