@@ -115,8 +115,11 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
         run("inspect", DEMO)
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    command = [sys.executable, "-m", "pyds4", "inspect", DEMO, "--json", "--tensors"]
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    # More output than a pipe and its reader hold, so that the writer is still at it.
+    long = tmp_path / "long.txt"
+    long.write_text("one two three " * 50_000, encoding="utf-8")
+    command = [sys.executable, "-m", "pyds4", "tokenize", "--file", str(long)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
