@@ -17,8 +17,9 @@ func modelIdentity(_ file: GGUFFile, _ c: Configuration, _ formats: KVFormats) -
     add("roundings \(formats.roundings)")
     for entry in file.metadata {
         add("\(entry.key) \(entry.value.typeName) \(entry.value.count)")
-        hash.update(entry.value.bytes)
+        entry.value.withBytes { hash.update($0) }
     }
+    defer { withExtendedLifetime(file) {} }
     for tensor in file.tensors {
         add("\(tensor.name) \(tensor.type) \(tensor.shape)")
         let bytes = UnsafeRawBufferPointer(start: tensor.pointer, count: tensor.byteCount)

@@ -37,7 +37,7 @@ public enum GGUFValueType: UInt32, CaseIterable, Sendable {
 ///
 /// Opening a file checks that every value lies within it; nothing is copied until an accessor asks.
 /// Accessors throw `wrongType` when the value is something else. A value keeps its file mapped.
-public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, which never changes
+public struct GGUFValue: Sendable {
     /// The key, with `[i]` appended for each level of nested array; for messages.
     public let name: String
     public let type: GGUFValueType
@@ -45,12 +45,9 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
     public let elementType: GGUFValueType?
     /// Elements of an array; 1 for anything else.
     public let count: Int
-    /// The value as stored, little-endian: a number's bytes, a string's bytes without its length,
-    /// an array's elements without their type and count. Elements that are strings (or arrays) have
-    /// their length (or type and count) before each.
-    public let bytes: UnsafeRawBufferPointer
-    /// Byte offset of `bytes` in the file.
+    /// Byte offset in the file of what `withBytes` gives.
     public let offset: Int
+    private let byteCount: Int
     private let file: GGUFBytes
 
     /// Deepest allowed array of arrays. No known writer nests at all; without a limit a small file
@@ -83,8 +80,8 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
         self.type = type
         self.elementType = elementType
         self.count = count
-        bytes = UnsafeRawBufferPointer(rebasing: reader.bytes.buffer[range])
         offset = range.lowerBound
+        byteCount = range.count
         file = reader.bytes
         if type == .bool {
             _ = try bool()
@@ -138,6 +135,22 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
         }
     }
 
+    /// Calls `body` with the value as stored, little-endian: a number's bytes, a string's bytes
+    /// without its length, an array's elements without their type and count. Elements that are
+    /// strings (or arrays) have their length (or type and count) before each. The pointer is valid
+    /// during the call only: a value that is not used afterwards may take the mapping with it.
+    public func withBytes<Result>(_ body: (UnsafeRawBufferPointer) throws -> Result) rethrows -> Result {
+        try withBytes(of: offset..<offset + byteCount, body)
+    }
+
+    private func withBytes<Result>(
+        of range: Range<Int>, _ body: (UnsafeRawBufferPointer) throws -> Result
+    ) rethrows -> Result {
+        try withExtendedLifetime(file) {
+            try body(UnsafeRawBufferPointer(rebasing: file.buffer[range]))
+        }
+    }
+
     /// `uint32`, `array of string`.
     public var typeName: String { elementType.map { "array of \($0)" } ?? "\(type)" }
 
@@ -165,10 +178,10 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
         return try bool(at: 0)
     }
 
-    /// The text; throws when it is not UTF-8 (`bytes` has it as it is).
+    /// The text; throws when it is not UTF-8 (`withBytes` gives it as it is).
     public func string() throws(GGUFError) -> String {
         guard type == .string else { throw wrong("a string") }
-        return try text(offset..<offset + bytes.count, quoted(name))
+        return try text(offset..<offset + byteCount, quoted(name))
     }
 
     // MARK: Arrays
@@ -227,7 +240,7 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
         var reader = elementReader()
         for i in 0..<count {
             let range = try reader.lengthAndBytes("string \(quoted(name))[\(i)]")
-            body(UnsafeRawBufferPointer(rebasing: file.buffer[range]))
+            withBytes(of: range, body)
         }
     }
 
@@ -246,12 +259,14 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
     // MARK: Elements
 
     private func elementReader() -> GGUFReader {
-        GGUFReader(file, range: offset..<offset + bytes.count)
+        GGUFReader(file, range: offset..<offset + byteCount)
     }
 
     private func load<T: FixedWidthInteger>(_ index: Int, _: T.Type) -> T {
-        T(littleEndian: bytes.loadUnaligned(
-            fromByteOffset: index * MemoryLayout<T>.size, as: T.self))
+        let size = MemoryLayout<T>.size
+        return withBytes(of: offset + index * size..<offset + (index + 1) * size) {
+            T(littleEndian: $0.loadUnaligned(as: T.self))
+        }
     }
 
     private func int(at index: Int, as type: GGUFValueType) throws(GGUFError) -> Int {
@@ -301,14 +316,13 @@ public struct GGUFValue: @unchecked Sendable {  // `bytes` points into `file`, w
     }
 
     private func text(_ range: Range<Int>, _ subject: String) throws(GGUFError) -> String {
-        let slice = UnsafeRawBufferPointer(rebasing: file.buffer[range])
-        guard let result = String(validating: slice, as: UTF8.self) else {
-            throw GGUFError(
-                kind: .malformed, file: file.path, offset: range.lowerBound,
-                subject: "string \(subject)", expected: "UTF-8 text",
-                found: quoted(String(decoding: slice.prefix(400), as: UTF8.self)))
+        if let result = withBytes(of: range, { String(validating: $0, as: UTF8.self) }) {
+            return result
         }
-        return result
+        let start = withBytes(of: range) { String(decoding: $0.prefix(400), as: UTF8.self) }
+        throw GGUFError(
+            kind: .malformed, file: file.path, offset: range.lowerBound,
+            subject: "string \(subject)", expected: "UTF-8 text", found: quoted(start))
     }
 
     func malformed(expected: String, found: String) -> GGUFError {

@@ -62,7 +62,7 @@ package struct Fuzzer {
 
     /// Calls every accessor: the wrong ones must refuse, the right one give `count` elements.
     private mutating func walk(_ value: GGUFValue) {
-        checksum &+= value.bytes.reduce(0) { $0 &+ UInt64($1) }
+        checksum &+= value.withBytes { $0.reduce(0) { $0 &+ UInt64($1) } }
         var answers = 0
         func answer(_ accessor: () throws(GGUFError) -> Int) {
             do {

@@ -58,10 +58,12 @@ public func pyds4_file_metadata(_ file: OpaquePointer!, _ index: Int,
             throw EngineError.invalidArgument("metadata \(index) of \(box.file.metadata.count)")
         }
         let value = box.file.metadata[index].value
+        // Stays valid after the call: the handle keeps the file mapped.
+        let bytes = value.withBytes { $0 }
         try required(out, "out").pointee = pyds4_metadata(
             key: box.keys.pointers[index], type: Int32(value.type.rawValue),
             element_type: value.elementType.map { Int32($0.rawValue) } ?? -1, count: UInt64(value.count),
-            data: value.bytes.baseAddress, byte_count: UInt64(value.bytes.count))
+            data: bytes.baseAddress, byte_count: UInt64(bytes.count))
     }
 }
 
