@@ -8,6 +8,7 @@ answered, keep the prefix what it was.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -15,10 +16,12 @@ import sqlite3
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS turns (
@@ -80,21 +83,49 @@ class TurnStore:
         self._limit = limit
         self._lock = threading.Lock()
         self._added = 0
-        try:
+        if self._path == ":memory:":
             self._db = self._open()
-        except sqlite3.DatabaseError:
-            with contextlib.suppress(OSError):
-                os.replace(self._path, f"{self._path}.damaged")
-            for suffix in ("-wal", "-shm"):
-                with contextlib.suppress(OSError):
-                    os.unlink(self._path + suffix)
-            self._db = self._open()
+            return
+        Path(self._path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One process at a time begins a file or sets one aside: the second of two that found the
+        # same damage would otherwise set the first one's new file aside.
+        with _locked(f"{self._path}.lock"):
+            try:
+                self._db = self._open()
+            except sqlite3.DatabaseError as error:
+                if _primary_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                    raise
+                self._set_aside()
+                self._db = self._open()
+
+    def _set_aside(self) -> None:
+        os.replace(self._path, f"{self._path}.damaged")
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path + suffix)
 
     def _open(self) -> sqlite3.Connection:
+        """Open the file, waiting for as long as another process has it busy.
+
+        Changing to the write-ahead log, and the log's recovery, answer "busy" at once, whatever
+        timeout the connection has.
+        """
+        give_up = time.monotonic() + _BUSY_TIMEOUT_S
+        while True:
+            try:
+                return self._open_once()
+            except sqlite3.OperationalError as error:
+                busy = _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                if not busy or time.monotonic() > give_up:
+                    raise
+            time.sleep(0.02)
+
+    def _open_once(self) -> sqlite3.Connection:
         if self._path != ":memory:":
-            Path(self._path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        db = sqlite3.connect(self._path, timeout=5.0, check_same_thread=False, isolation_level=None)
+        db = sqlite3.connect(
+            self._path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None
+        )
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -188,6 +219,22 @@ class TurnStore:
         """Let go of the file."""
         with self._lock:
             self._db.close()
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # A file system without locks still serves a single process.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _pack(ids: Iterable[int]) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import stat
+import threading
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,25 @@ def test_nothing_fails_for_want_of_a_disk(tmp_path: Path) -> None:
     assert store.recall("call_1") is None
 
 
-def _remember_many(path: Path, start: int) -> None:
+def test_a_busy_file_is_waited_for_and_never_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    holder.execute("CREATE TABLE other (x)")
+    holder.execute("BEGIN EXCLUSIVE")
+    opened: list[TurnStore] = []
+    opener = threading.Thread(target=lambda: opened.append(TurnStore(path, b"m")))
+    opener.start()
+    opener.join(0.1)  # long enough, usually, to meet the lock; the outcome is the same if not
+    holder.execute("COMMIT")
+    holder.close()
+    opener.join()
+    opened[0].remember([1], TURN, ["call_1"])
+    assert opened[0].recall("call_1") == TURN
+    assert not (tmp_path / "t.damaged").exists()
+
+
+def _remember_many(path: Path, start: int, ready: Barrier) -> None:
+    ready.wait(60)
     store = TurnStore(path, b"m")
     for index in range(start, start + 40):
         store.remember([index], SampledTurn((index,)), [f"call_{index}"])
@@ -119,7 +139,10 @@ def _remember_many(path: Path, start: int) -> None:
 def test_two_processes_share_turns(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     path = tmp_path / "t"
-    writers = [context.Process(target=_remember_many, args=(path, start)) for start in (0, 100)]
+    ready = context.Barrier(2)
+    writers = [
+        context.Process(target=_remember_many, args=(path, start, ready)) for start in (0, 100)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
