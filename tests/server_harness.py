@@ -62,6 +62,8 @@ async def serving(engine: EngineLike | None = None, **settings: Any) -> AsyncIte
         try:
             yield served
         finally:
+            if isinstance(engine, FakeEngine):
+                engine.gate.set()  # a test that failed with it shut would wait for ever
             await served.close()
 
 

@@ -101,6 +101,7 @@ class Scheduler:
             if busy >= self._settings.max_active + self._settings.max_waiting:
                 raise OverloadedError(self._waiting_count, self._settings.retry_after_s)
             self._waiting_count += 1
+            self.counters.waiting = self._waiting_count
             self._inbox.append(job)
             self._wake.notify()
         if identity is not None:

@@ -19,9 +19,10 @@ from pyds4.errors import BackendError
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 LONG = "word " * 300
+ENDLESS = "word " * 3000  # to be hung up on
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for ``condition``; fails when it does not come about."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -59,19 +60,20 @@ async def test_one_at_a_time_when_the_batch_holds_one(serve: Serve) -> None:
 
 
 async def test_new_requests_join_while_others_decode(serve: Serve) -> None:
-    async with serve(FakeEngine([LONG, "Short."], step_s=0.002)) as served:
-        long = asyncio.create_task(ask(served, "first", max_tokens=200))
-        await until(lambda: len(served.engine.steps) > 5)
+    engine = FakeEngine([ENDLESS, "Short."], step_s=0.002)
+    async with serve(engine, repetition_guard=False) as served:
+        long = asyncio.create_task(ask(served, "first"))
+        await until(lambda: len(engine.steps) > 5)
         short = await ask(served, "second")
         assert short.choices[0].message.content == "Short."
         assert not long.done()
-        await long
+        await hang_up(long)
 
 
 async def test_a_long_prompt_does_not_stop_the_others(serve: Serve) -> None:
-    engine = FakeEngine([LONG, "Read."], step_s=0.001)
-    async with serve(engine, prefill_chunk_tokens=16) as served:
-        decoding = asyncio.create_task(ask(served, "go", max_tokens=150))
+    engine = FakeEngine([ENDLESS, "Read."], step_s=0.002)
+    async with serve(engine, prefill_chunk_tokens=16, repetition_guard=False) as served:
+        decoding = asyncio.create_task(ask(served, "go"))
         await until(lambda: len(engine.steps) > 5)
         begin = len(engine.steps)
         await ask(served, "word " * 200)
@@ -79,7 +81,7 @@ async def test_a_long_prompt_does_not_stop_the_others(serve: Serve) -> None:
         assert len(mixed) > 8
         assert all(1 in step for step in mixed)
         assert all(sum(step) <= 17 for step in mixed)
-        await decoding
+        await hang_up(decoding)
 
 
 async def test_a_full_queue_says_so(serve: Serve) -> None:
@@ -87,7 +89,7 @@ async def test_a_full_queue_says_so(serve: Serve) -> None:
     engine.gate.clear()
     async with serve(engine, max_active=1, max_waiting=2) as served:
         waiting = [asyncio.create_task(ask(served, f"{i}")) for i in range(3)]
-        await asyncio.sleep(0.2)
+        await until(lambda: served.active >= 3)
         with pytest.raises(openai.RateLimitError) as refused:
             await ask(served, "one too many")
         assert refused.value.response.headers["retry-after"] == "2"
@@ -99,8 +101,8 @@ async def test_a_full_queue_says_so(serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_disconnect_stops_decoding_within_a_step(serve: Serve, stream: bool) -> None:
-    engine = FakeEngine([LONG * 5], step_s=0.005)
-    async with serve(engine) as served:
+    engine = FakeEngine([ENDLESS], step_s=0.005)
+    async with serve(engine, repetition_guard=False) as served:
         body = {"model": "m", "messages": HI, "stream": stream, "temperature": 0}
         request = asyncio.create_task(served.http.post("/v1/chat/completions", json=body))
         await until(lambda: len(engine.steps) > 10)
@@ -109,26 +111,28 @@ async def test_disconnect_stops_decoding_within_a_step(serve: Serve, stream: boo
         steps = len(engine.steps)
         await asyncio.sleep(0.1)
         assert len(engine.steps) == steps
-        assert steps < 80
+        assert steps < 2000  # of 3,000; how soon the hang-up is seen depends on the machine
         assert (await ask(served, "and now?", max_tokens=2)).choices[0].message.content
 
 
 async def test_disconnect_in_the_queue_leaves_no_trace(serve: Serve) -> None:
-    engine = FakeEngine([LONG, "x"], step_s=0.002)
+    engine = FakeEngine(["x"])
+    engine.gate.clear()
     async with serve(engine, max_active=1) as served:
-        first = asyncio.create_task(ask(served, max_tokens=150))
-        await until(lambda: len(engine.steps) > 3)
+        first = asyncio.create_task(ask(served))
+        await until(lambda: served.active == 1)
         second = asyncio.create_task(ask(served, "second"))
-        await asyncio.sleep(0.05)
+        await until(lambda: served.active == 2)
         await hang_up(second)
+        await asyncio.sleep(0.2)  # the hang-up is seen long before
+        engine.gate.set()
         await first
-        await asyncio.sleep(0.05)
         assert len(engine.prompts) == 1
 
 
 async def test_a_cancelled_prefill_is_continued_by_the_retry(serve: Serve) -> None:
-    engine = FakeEngine(step_s=0.01)
-    prompt = "word " * 250
+    engine = FakeEngine(step_s=0.02, context=16384)
+    prompt = "word " * 2500
     async with serve(engine, prefill_idle_chunk_tokens=32) as served:
         body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
         request = asyncio.create_task(served.http.post("/v1/chat/completions", json=body))
@@ -136,7 +140,8 @@ async def test_a_cancelled_prefill_is_continued_by_the_retry(serve: Serve) -> No
         await hang_up(request)
         await until(lambda: not served.active)
         done = engine.evaluated
-        assert 0 < done < 250
+        assert 0 < done < 2500
+        engine.step_s = 0
         answer = await ask(served, prompt)
         assert answer.usage.prompt_tokens_details.cached_tokens == done
 
@@ -175,11 +180,13 @@ async def test_an_answer_in_one_piece_keeps_its_connection_awake(serve: Serve) -
     async with serve(engine, patience_s=0.05, keepalive_s=0.05) as served:
         body = {"model": "m", "messages": HI}
         response = await served.http.post("/v1/chat/completions", json=body)
-        assert response.text.startswith("   ")
+        assert response.text.startswith(" ")
         assert response.json()["choices"][0]["message"]["content"] == "Hello!"
-        request = asyncio.create_task(served.http.post("/v1/chat/completions", json=body))
-        await asyncio.sleep(0.2)
+        engine.gate.clear()
         engine.fail_step = BackendError("too late")
+        request = asyncio.create_task(served.http.post("/v1/chat/completions", json=body))
+        await asyncio.sleep(0.2)  # the answer has usually begun by then
+        engine.gate.set()
         late = await request
         assert "too late" in late.json()["error"]["message"]
 
@@ -250,7 +257,7 @@ async def test_silence_is_filled_with_comments(serve: Serve) -> None:
     async with serve(engine, keepalive_s=0.05) as served:
         body = {"model": "m", "messages": HI, "stream": True, "max_tokens": 2}
         text = (await served.http.post("/v1/chat/completions", json=body)).text
-    assert text.count(': pyds4 {"state":"prefill"') >= 4
+    assert text.count(': pyds4 {"state":"prefill"') >= 2
     assert text.endswith("data: [DONE]\n\n")
 
 
