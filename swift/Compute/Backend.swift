@@ -21,6 +21,8 @@ public protocol Backend: AnyObject {
 
     // MARK: Between the CPU and here
 
+    /// A forward pass begins.
+    func beginPass()
     func upload(_ values: [Int32]) throws -> IntTensor
     /// Hands over x when everything before it is computed; valid during the call only.
     func read(_ x: Tensor, _ receive: (UnsafeBufferPointer<Float>) -> Void) throws
@@ -65,6 +67,11 @@ public protocol Backend: AnyObject {
     func selectRows(_ call: SelectionCall, of rows: RowStore) throws -> RowSelection
     /// Of one session: attends, rotates back, and keeps the last rows in the ring.
     func attend(_ call: AttentionCall) throws
+    /// The same three for one token of each of several sessions, whose rows follow one another in the batch,
+    /// or for one session with any number. The stores have room; who owns them counts the new rows.
+    func compress(_ calls: [CompressorCall], into stores: [RowStore]) throws
+    func selectRows(_ calls: [SelectionCall], of stores: [RowStore]) throws -> [RowSelection]
+    func attend(_ calls: [AttentionCall]) throws
 
     // MARK: Experts
 
@@ -75,7 +82,24 @@ public protocol Backend: AnyObject {
 }
 
 extension Backend {
+    public func beginPass() {}
     public func concurrently<R>(_ isIndependent: Bool, _ body: () throws -> R) rethrows -> R { try body() }
+
+    public func compress(_ calls: [CompressorCall], into stores: [RowStore]) throws {
+        for (call, store) in zip(calls, stores) {
+            // A copy that counts in vain: it shares the pages.
+            var store = store
+            try compress(call, into: &store)
+        }
+    }
+
+    public func selectRows(_ calls: [SelectionCall], of stores: [RowStore]) throws -> [RowSelection] {
+        try zip(calls, stores).map { try selectRows($0, of: $1) }
+    }
+
+    public func attend(_ calls: [AttentionCall]) throws {
+        for call in calls { try attend(call) }
+    }
 
     /// Rows `indices` of x behind one another; no copy when they are already.
     public func rows(_ x: Tensor, _ indices: [Int]) throws -> Tensor {

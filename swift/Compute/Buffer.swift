@@ -10,11 +10,17 @@ public protocol Memory: AnyObject, Sendable {
     /// - Returns: `byteCount` bytes of zeros, aligned to 64.
     /// - Throws: `ComputeError.outOfMemory` when the system refuses.
     func allocate(byteCount: Int) throws -> UnsafeMutableRawPointer
+    /// The same, but whatever the bytes were before.
+    func allocateUnset(byteCount: Int) throws -> UnsafeMutableRawPointer
     func free(_ address: UnsafeMutableRawPointer, byteCount: Int)
     func copy(from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int)
     /// Between this memory and the CPU's. Both wait until the bytes may be used again.
     func read(_ source: UnsafeRawPointer, into host: UnsafeMutableRawPointer, byteCount: Int)
     func write(_ host: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int)
+}
+
+extension Memory {
+    public func allocateUnset(byteCount: Int) throws -> UnsafeMutableRawPointer { try allocate(byteCount: byteCount) }
 }
 
 /// Plain memory of this process.
@@ -50,7 +56,7 @@ public final class CPUMemory: Memory {
     }
 }
 
-/// Memory that one backend can compute with, zeroed when made.
+/// Memory that one backend can compute with, zeroed when made if not asked otherwise.
 public final class Buffer {
     public let byteCount: Int
     public let memory: any Memory
@@ -58,16 +64,16 @@ public final class Buffer {
     public let contents: UnsafeMutableRawPointer
 
     /// - Throws: `ComputeError.outOfMemory` when the system refuses.
-    public init(byteCount: Int, in memory: any Memory = CPUMemory.shared) throws {
+    public init(byteCount: Int, in memory: any Memory = CPUMemory.shared, isCleared: Bool = true) throws {
         self.byteCount = byteCount
         self.memory = memory
-        contents = try memory.allocate(byteCount: byteCount)
+        contents = try isCleared ? memory.allocate(byteCount: byteCount) : memory.allocateUnset(byteCount: byteCount)
     }
 
     deinit { memory.free(contents, byteCount: byteCount) }
 
     public func copy() throws -> Buffer {
-        let twin = try Buffer(byteCount: byteCount, in: memory)
+        let twin = try Buffer(byteCount: byteCount, in: memory, isCleared: false)
         memory.copy(from: contents, to: twin.contents, byteCount: byteCount)
         return twin
     }

@@ -30,9 +30,10 @@ public final class CUDADevice: GPUDevice {
     private var seen: Set<UInt64> = []
     private var uses = 0
     private let usesGraphs = getenv("PYDS4_CUDA_NO_GRAPHS") == nil && getenv("PYDS4_CUDA_PROFILE") == nil
-    private static let mostGraphs = 16
+    /// A token is several lists, and every number of sessions has its own.
+    private static let mostGraphs = 128
     /// Shorter lists are not worth one.
-    private static let leastGraphWords = 256
+    private static let leastGraphCommands = 8
     private var profile: CUDAProfile?
 
     /// - Throws: `ComputeError.device`: no driver, no GPU, one too old, or no compiler for it.
@@ -117,7 +118,7 @@ public final class CUDADevice: GPUDevice {
 
     public func run(_ commands: GPUCommands) throws {
         enter()
-        guard usesGraphs, commands.isKernelsOnly, commands.words.count > Self.leastGraphWords else {
+        guard usesGraphs, commands.isKernelsOnly, commands.count >= Self.leastGraphCommands else {
             return try encode(commands)
         }
         uses += 1
@@ -127,7 +128,7 @@ public final class CUDADevice: GPUDevice {
             return try driver.check(driver.graphLaunch(graph.executable, stream), "replaying a graph")
         }
         guard seen.remove(commands.hash) != nil else {
-            if seen.count > 256 { seen.removeAll() }
+            if seen.count > 1024 { seen.removeAll() }
             seen.insert(commands.hash)
             return try encode(commands)
         }
@@ -182,14 +183,7 @@ public final class CUDADevice: GPUDevice {
     }
 
     private func encode(_ commands: GPUCommands) throws {
-        var copies: [(from: UInt, to: UInt, byteCount: Int)] = []
         try commands.forEach { command in
-            if case let .copy(source, target, byteCount) = command, byteCount % 4 == 0, byteCount < 1 << 16 {
-                copies.append((source, target, byteCount))
-                if copies.count == GPU_MOST_COPIES { try run(&copies) }
-                return
-            }
-            try run(&copies)
             switch command {
             case let .dispatch(kernel, grid, buffers, arguments, _):
                 try start(kernel, grid, parameters(buffers, arguments))
@@ -199,7 +193,6 @@ public final class CUDADevice: GPUDevice {
                 try driver.check(driver.fill(UInt64(target), 0, byteCount, stream), "clearing")
             }
         }
-        try run(&copies)
     }
 
     private func start(_ kernel: GPUKernel, _ grid: (Int, Int, Int), _ parameters: [UnsafeMutableRawPointer?]) throws {
@@ -210,19 +203,6 @@ public final class CUDADevice: GPUDevice {
                           UInt32(kernel.threads), 1, 1, 0, stream, &parameters, nil),
             "starting kernel \(kernel.name)")
         try profile?.end(kernel, stream)
-    }
-
-    /// Small copies behind one another, as one kernel: a savepoint has a hundred.
-    private func run(_ copies: inout [(from: UInt, to: UInt, byteCount: Int)]) throws {
-        guard !copies.isEmpty else { return }
-        var jobs = [UInt64](repeating: 0, count: 3 * Int(GPU_MOST_COPIES))
-        for (i, copy) in copies.enumerated() {
-            jobs[3 * i] = UInt64(copy.from)
-            jobs[3 * i + 1] = UInt64(copy.to)
-            jobs[3 * i + 2] = UInt64(copy.byteCount / 4)
-        }
-        try jobs.withUnsafeMutableBytes { try start(.copy_many, (copies.count, 1, 1), [$0.baseAddress]) }
-        copies.removeAll()
     }
 
     public func write(_ host: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int) throws {

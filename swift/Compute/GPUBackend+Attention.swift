@@ -45,27 +45,31 @@ extension GPUBackend {
         return rows
     }
 
+    // MARK: Of several sessions at once
+
     public func compress(_ call: CompressorCall, into rows: inout RowStore) throws {
-        let completed = call.completed, n = call.kv.rows
-        let pages = try pageTable(rows)
+        try compress([call], into: [rows])
+        rows.extend(by: call.completed)
+    }
+
+    public func compress(_ calls: [CompressorCall], into stores: [RowStore]) throws {
+        let call = calls[0], format = stores[0].format, completed = call.completed, n = call.kv.rows
+        precondition(calls.enumerated().allSatisfy { $1.kv.floats == call.kv.floats + $0 * call.kv.width })
+        let sessions = try sessionTable(zip(calls, stores).map { ($0.state.contents, $1) })
         let arguments = gpu_compressor(
-            format: rows.format.gpu, n: UInt32(n), ratio: UInt32(call.ratio), overlaps: call.overlaps ? 1 : 0,
-            rows_per_page: UInt32(rows.rowsPerPage), rope: UInt32(2 * call.frequencies.count), epsilon: call.epsilon)
-        let bias = try weights[call.bias], norm = try weights[call.norm], frequencies = try weights[call.frequencies]
+            format: format.gpu, n: UInt32(n), ratio: UInt32(call.ratio), overlaps: call.overlaps ? 1 : 0,
+            rows_per_page: UInt32(stores[0].rowsPerPage), rope: UInt32(2 * call.frequencies.count),
+            epsilon: call.epsilon, table_stride: sessions.stride, unused: 0)
+        let bias = try weights[call.bias]
+        let inputs = [call.kv.floats.raw, call.gate.floats.raw, bias]
+        let finish = [try weights[call.norm], try weights[call.frequencies], call.positions.ints.raw, sessions.address]
         if n == 1 {
-            dispatch(.compressor_step, (1, 1, 1),
-                     [call.kv.floats.raw, call.gate.floats.raw, bias, norm, frequencies, call.positions.ints.raw,
-                      call.state.contents.raw, pages], arguments)
-        } else {
-            if completed > 0 {
-                dispatch(.compressor_rows, (completed, 1, 1),
-                         [call.kv.floats.raw, call.gate.floats.raw, bias, norm, frequencies, call.positions.ints.raw,
-                          call.state.contents.raw, pages], arguments)
-            }
-            dispatch(.compressor_state, ((rows.format.dim + 255) / 256, 1, 1),
-                     [call.kv.floats.raw, call.gate.floats.raw, bias, call.positions.ints.raw, call.state.contents.raw], arguments)
+            dispatch(.compressor_step, (calls.count, 1, 1), inputs + finish, arguments)
+            return
         }
-        rows.extend(by: completed)
+        if completed > 0 { dispatch(.compressor_rows, (completed, 1, 1), inputs + finish, arguments) }
+        dispatch(.compressor_state, ((format.dim + 255) / 256, 1, 1), inputs + [call.positions.ints.raw, sessions.address],
+                 arguments)
     }
 
     /// Scores of this many bytes are kept at once.
@@ -73,58 +77,72 @@ extension GPUBackend {
     private static let indexRows = 64
 
     public func selectRows(_ call: SelectionCall, of rows: RowStore) throws -> RowSelection {
-        let n = call.q.rows
-        // Room, not rows: the same for many tokens.
-        let room = max(rows.capacity, Self.indexRows), top = min(call.top, room)
+        try selectRows([call], of: [rows])[0]
+    }
+
+    public func selectRows(_ calls: [SelectionCall], of stores: [RowStore]) throws -> [RowSelection] {
+        let call = calls[0], format = stores[0].format
+        let isApart = calls.count > 1, n = isApart ? calls.count : call.q.rows
+        precondition(calls.enumerated().allSatisfy { $1.q.floats == call.q.floats + $0 * call.q.width })
+        let sessions = try sessionTable(stores.map { (nil, $0) })
+        let room = max(sessions.room, Self.indexRows), top = min(call.top, room)
         let selected = try arena.intTensor(n, top), counts = try arena.intTensor(n)
-        let pages = try pageTable(rows)
         let most = max(1, min(n, Self.scoreByteCount / (room * 4)))
         let mark = arena.mark()
         let scores = try arena.tensor(most, room)
         for first in stride(from: 0, to: n, by: most) {
             let part = first..<min(first + most, n)
             let arguments = gpu_indexer(
-                format: rows.format.gpu, n: UInt32(part.count), heads: UInt32(call.heads), ratio: UInt32(call.ratio),
-                rows_per_page: UInt32(rows.rowsPerPage), stride: UInt32(room), top: UInt32(top), scale: call.scale,
-                unused: 0)
-            let positions = call.positions[part].ints.raw
+                format: format.gpu, n: UInt32(part.count), heads: UInt32(call.heads), ratio: UInt32(call.ratio),
+                rows_per_page: UInt32(stores[0].rowsPerPage), stride: UInt32(room), top: UInt32(top), scale: call.scale,
+                table_stride: sessions.stride)
+            let positions = call.positions.ints + first
             // All rows are kept while there are not more than that: their scores do not matter.
             if room > top {
                 dispatch(.indexer_score, ((room + Self.indexRows - 1) / Self.indexRows, part.count, 1),
-                         [call.q[part].floats.raw, call.weights[part].floats.raw, pages, positions, scores.floats.raw], arguments)
+                         [(call.q.floats + first * call.q.width).raw, (call.weights.floats + first * call.weights.width).raw,
+                          sessions.address + Int(sessions.stride) * 8 * first, positions.raw, scores.floats.raw], arguments)
             }
             dispatch(.indexer_top_k, (part.count, 1, 1),
-                     [scores.floats.raw, positions, selected[part].ints.raw, counts[part].ints.raw], arguments)
+                     [scores.floats.raw, positions.raw, selected[part].ints.raw, counts[part].ints.raw], arguments)
         }
         arena.release(to: mark)
-        return RowSelection(rows: selected, counts: counts)
+        guard isApart else { return [RowSelection(rows: selected, counts: counts)] }
+        return (0..<n).map { RowSelection(rows: selected[$0..<$0 + 1], counts: counts[$0..<$0 + 1]) }
     }
 
     private static let attentionHeads = 16
     /// Threadgroups that keep a large device busy.
     private static let attentionGroups = 384
 
-    public func attend(_ call: AttentionCall) throws {
-        let n = call.q.rows, groups = (call.heads + Self.attentionHeads - 1) / Self.attentionHeads
-        let mostRows = call.window + (call.selection?.rows.width ?? call.compressed?.capacity ?? 0)
-        let usesTiles = !isExact && n > Self.fewTokens && call.format.dim == 512
+    public func attend(_ call: AttentionCall) throws { try attend([call]) }
+
+    public func attend(_ calls: [AttentionCall]) throws {
+        let call = calls[0], isApart = calls.count > 1, n = isApart ? calls.count : call.q.rows
+        precondition(calls.enumerated().allSatisfy {
+            $1.q.floats == call.q.floats + $0 * call.q.width && $1.out.floats == call.out.floats + $0 * call.out.width
+                && $1.chunk == call.chunk + $0 * call.format.byteCount
+        })
+        let groups = (call.heads + Self.attentionHeads - 1) / Self.attentionHeads
+        let sessions = try sessionTable(calls.map { ($0.ring.contents, $0.compressed) })
+        let mostRows = call.window + (call.selection?.rows.width ?? sessions.room)
+        let usesTiles = !isExact && !isApart && n > Self.fewTokens && call.format.dim == 512
         let splits = usesTiles ? 1 : max(1, min(Self.attentionGroups / (n * groups), (mostRows + 15) / 16, 32))
         let mark = arena.mark()
         let parts = try arena.tensor(splits * n * call.heads, call.format.dim)
         let sums = try arena.tensor(splits * n * call.heads, 2)
-        let pages = try call.compressed.map { try pageTable($0) }
         let arguments = gpu_attention(
             format: call.format.gpu, n: UInt32(n), heads: UInt32(call.heads), window: UInt32(call.window),
             ratio: call.compressed == nil ? 0 : UInt32(call.ratio),
             rows_per_page: UInt32(call.compressed?.rowsPerPage ?? 1), top: UInt32(call.selection?.rows.width ?? 0),
-            splits: UInt32(splits), scale: call.scale)
+            splits: UInt32(splits), scale: call.scale, table_stride: sessions.stride, unused: 0)
         dispatch(usesTiles ? .attention_tiles : .attention_split,
                  usesTiles ? ((call.heads + 31) / 32, n, 1) : (splits, groups, n),
-                 [call.q.floats.raw, call.ring.contents.raw, call.chunk.raw, pages, call.selection?.rows.ints.raw,
+                 [call.q.floats.raw, call.chunk.raw, sessions.address, call.selection?.rows.ints.raw,
                   call.selection?.counts.ints.raw, call.positions.ints.raw, parts.floats.raw, sums.floats.raw], arguments)
         dispatch(.attention_merge, (call.heads, n, 1),
                  [parts.floats.raw, sums.floats.raw, try weights[call.sinks], call.table.floats.raw, call.chunk.raw,
-                  call.positions.ints.raw, call.out.floats.raw, call.ring.contents.raw], arguments)
+                  call.positions.ints.raw, call.out.floats.raw, sessions.address], arguments)
         arena.release(to: mark)
     }
 }

@@ -15,12 +15,11 @@ public final class GPUBackend: Backend {
     let device: any GPUDevice
     let gpu: GPUMemory
     let weights: GPUWeights
-    private var pageTables: [[UInt64]: Buffer] = [:]
+    let sessionTables: SessionTables
     private var logits: [Float] = []
 
     /// Above this many tokens weights are read once a tile, not once for four tokens.
     static let fewTokens = 8
-    private static let mostPageTables = 4096
 
     public init(_ device: any GPUDevice, isExact: Bool = false) {
         self.device = device
@@ -28,6 +27,7 @@ public final class GPUBackend: Backend {
         gpu = GPUMemory(device)
         arena = Arena(memory: gpu, smallestSlab: 64 << 20)
         weights = GPUWeights(gpu)
+        sessionTables = SessionTables(gpu)
     }
 
     public func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
@@ -71,17 +71,6 @@ public final class GPUBackend: Backend {
         logits.withUnsafeMutableBytes { gpu.read(x.floats, into: $0.baseAddress!, byteCount: x.count * 4) }
         try gpu.check()
         logits.withUnsafeBufferPointer { receive(UnsafeBufferPointer(rebasing: $0[..<x.count])) }
-    }
-
-    /// A table of the addresses of a store's pages, kept as long as the pages are the same.
-    func pageTable(_ rows: RowStore) throws -> UnsafeRawPointer {
-        let addresses = rows.pageAddresses.map { device.kernelAddress($0!) }
-        if let found = pageTables[addresses] { return UnsafeRawPointer(found.contents) }
-        if pageTables.count >= Self.mostPageTables { pageTables.removeAll() }
-        let buffer = try Buffer(byteCount: max(addresses.count, 1) * 8, in: gpu)
-        if !addresses.isEmpty { buffer.write(addresses, byteCount: addresses.count * 8) }
-        pageTables[addresses] = buffer
-        return UnsafeRawPointer(buffer.contents)
     }
 
     // MARK: Matrices and norms

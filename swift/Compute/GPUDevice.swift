@@ -70,11 +70,14 @@ public struct GPUCommands {
     public init() {}
 
     public var isEmpty: Bool { words.isEmpty }
+    /// Commands.
+    public private(set) var count = 0
     /// No copies, no fills.
     public private(set) var isKernelsOnly = true
 
     public mutating func removeAll() {
         words.removeAll(keepingCapacity: true)
+        count = 0
         hash = 0
         isKernelsOnly = true
     }
@@ -96,27 +99,32 @@ public struct GPUCommands {
     ///   - overlaps: It does not need the command before it: both may run at once.
     public mutating func dispatch<T>(_ kernel: GPUKernel, grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?],
                                      _ arguments: T, overlaps: Bool = false) {
+        withUnsafeBytes(of: arguments) { dispatch(kernel, grid: grid, addresses, bytes: $0, overlaps: overlaps) }
+    }
+
+    public mutating func dispatch(_ kernel: GPUKernel, grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?],
+                                  bytes: UnsafeRawBufferPointer, overlaps: Bool = false) {
         precondition(grid.0 > 0 && grid.1 > 0 && grid.1 <= 65535 && grid.2 > 0 && grid.2 <= 65535, "\(kernel) \(grid)")
-        let size = MemoryLayout<T>.size, wordCount = (size + 7) / 8
+        let size = bytes.count, wordCount = (size + 7) / 8
+        count += 1
         let flag: UInt64 = overlaps ? Self.overlapFlag : 0
         add(UInt64(kernel.rawValue) | flag | UInt64(addresses.count) << 16 | UInt64(size) << 32)
         add(UInt64(grid.0) | UInt64(grid.1) << 32)
         add(UInt64(grid.2))
         for address in addresses { add(UInt64(UInt(bitPattern: address))) }
-        withUnsafeBytes(of: arguments) { bytes in
-            for i in 0..<wordCount {
-                var word: UInt64 = 0
-                let part = min(8, size - 8 * i)
-                withUnsafeMutableBytes(of: &word) {
-                    $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[8 * i..<8 * i + part]))
-                }
-                add(word)
+        for i in 0..<wordCount {
+            var word: UInt64 = 0
+            let part = min(8, size - 8 * i)
+            withUnsafeMutableBytes(of: &word) {
+                $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[8 * i..<8 * i + part]))
             }
+            add(word)
         }
     }
 
     public mutating func copy(from source: UnsafeRawPointer, to target: UnsafeRawPointer, byteCount: Int) {
         isKernelsOnly = false
+        count += 1
         for word in [Self.copyCode, UInt64(UInt(bitPattern: source)), UInt64(UInt(bitPattern: target)),
                      UInt64(byteCount)] { add(word) }
     }
@@ -124,6 +132,7 @@ public struct GPUCommands {
     /// Zeros.
     public mutating func clear(_ target: UnsafeRawPointer, byteCount: Int) {
         isKernelsOnly = false
+        count += 1
         for word in [Self.fillCode, UInt64(UInt(bitPattern: target)), UInt64(byteCount)] { add(word) }
     }
 

@@ -1,3 +1,4 @@
+import GPUSources
 import Synchronization
 
 /// A device's memory and its queue of commands that have not started yet.
@@ -13,6 +14,11 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
     /// What went wrong where nothing could be thrown; thrown by the next `finish`.
     private var failure: (any Error)?
 
+    /// So many commands start together: few while the device waits for us, so that it begins while the rest
+    /// of a token is still being written down; more when it is busy.
+    private var part = firstPart
+    private static let firstPart = 24, mostPart = 192
+
     private static let slabByteCount = 32 << 20
     private static let mostInSlab = 4 << 20
 
@@ -27,12 +33,18 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
 
     public func allocate(byteCount: Int) throws -> UnsafeMutableRawPointer {
         try lock.withLock { _ in
-            let size = Self.sizeClass(byteCount)
-            let address = try freed[size]?.popLast() ?? take(size)
+            let size = Self.sizeClass(byteCount), address = try place(size)
+            addSmallCopies()
             commands.clear(address, byteCount: size)
             return address
         }
     }
+
+    public func allocateUnset(byteCount: Int) throws -> UnsafeMutableRawPointer {
+        try lock.withLock { _ in try place(Self.sizeClass(byteCount)) }
+    }
+
+    private func place(_ size: Int) throws -> UnsafeMutableRawPointer { try freed[size]?.popLast() ?? take(size) }
 
     private func take(_ size: Int) throws -> UnsafeMutableRawPointer {
         guard size <= Self.mostInSlab else { return try device.allocate(byteCount: size) }
@@ -49,13 +61,51 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
 
     public func copy(from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int) {
         guard byteCount > 0 else { return }
-        lock.withLock { _ in commands.copy(from: source, to: target, byteCount: byteCount) }
+        lock.withLock { _ in
+            guard byteCount % 4 == 0, byteCount < Self.largeCopy else {
+                addSmallCopies()
+                commands.copy(from: source, to: target, byteCount: byteCount)
+                return
+            }
+            let new = SmallCopy(from: UInt(bitPattern: source), to: UInt(bitPattern: target), byteCount: UInt(byteCount))
+            // They run at once: none may need another's result.
+            if smallCopies.count == Int(GPU_MOST_COPIES) || smallCopies.contains(where: new.conflicts) { addSmallCopies() }
+            smallCopies.append(new)
+        }
+    }
+
+    /// From here on the queue's own engine is faster than one threadgroup.
+    private static let largeCopy = 1 << 17
+
+    private struct SmallCopy {
+        let from: UInt, to: UInt, byteCount: UInt
+
+        func conflicts(_ earlier: SmallCopy) -> Bool {
+            func overlap(_ a: UInt, _ b: UInt) -> Bool { a < b + earlier.byteCount && b < a + byteCount }
+            return overlap(from, earlier.to) || overlap(to, earlier.from) || overlap(to, earlier.to)
+        }
+    }
+    /// Copies behind one another, to become one command: a savepoint has sixty.
+    private var smallCopies: [SmallCopy] = []
+
+    private func addSmallCopies() {
+        guard !smallCopies.isEmpty else { return }
+        var jobs = [UInt64](repeating: 0, count: 4 * Int(GPU_MOST_COPIES))
+        for (i, copy) in smallCopies.enumerated() {
+            jobs[4 * i] = device.kernelAddress(UnsafeRawPointer(bitPattern: copy.from)!)
+            jobs[4 * i + 1] = device.kernelAddress(UnsafeRawPointer(bitPattern: copy.to)!)
+            jobs[4 * i + 2] = (copy.from | copy.to) % 16 == 0 ? UInt64(copy.byteCount / 16) : 0
+            jobs[4 * i + 3] = UInt64(copy.byteCount / 4)
+        }
+        jobs.withUnsafeBytes { commands.dispatch(.copy_many, grid: (smallCopies.count, 1, 1), [], bytes: $0) }
+        smallCopies.removeAll(keepingCapacity: true)
     }
 
     public func read(_ source: UnsafeRawPointer, into host: UnsafeMutableRawPointer, byteCount: Int) {
         lock.withLock { _ in
             attempt {
                 try start()
+                part = Self.firstPart
                 try device.read(source, into: host, byteCount: byteCount)
             }
         }
@@ -70,12 +120,18 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
         }
     }
 
+    /// The same for memory that no command uses which has not started: those need not start first.
+    func writeAhead(_ host: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int) {
+        lock.withLock { _ in attempt { try device.write(host, to: target, byteCount: byteCount) } }
+    }
+
     private func attempt(_ body: () throws -> Void) {
         do { try body() } catch { if failure == nil { failure = error } }
     }
 
     /// Lets the device begin with what was added.
     private func start() throws {
+        addSmallCopies()
         guard !commands.isEmpty else { return }
         defer { commands.removeAll() }
         try device.run(commands)
@@ -93,12 +149,20 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
 
     func dispatch<T>(_ kernel: GPUKernel, grid: (Int, Int, Int), _ addresses: [UnsafeRawPointer?], _ arguments: T,
                      overlaps: Bool = false) {
-        lock.withLock { _ in commands.dispatch(kernel, grid: grid, addresses, arguments, overlaps: overlaps) }
+        lock.withLock { _ in
+            addSmallCopies()
+            commands.dispatch(kernel, grid: grid, addresses, arguments, overlaps: overlaps)
+            if commands.count >= part {
+                part = min(2 * part, Self.mostPart)
+                attempt { try start() }
+            }
+        }
     }
 
     func wait() throws {
         try lock.withLock { _ in
             try start()
+            part = Self.firstPart
             try device.wait()
         }
         try check()

@@ -51,6 +51,11 @@ public struct RowStore {
         pages.map { UnsafePointer($0.buffer.contents.assumingMemoryBound(to: UInt8.self)) }
     }
 
+    var pageCount: Int { pages.count }
+    func forEachPageAddress(_ body: (UnsafeRawPointer) -> Void) {
+        for page in pages { body(UnsafeRawPointer(page.buffer.contents)) }
+    }
+
     /// Identity and size of every page: what is shared can then be counted once.
     public func forEachPage(_ body: (ObjectIdentifier, Int) -> Void) {
         for page in pages { body(ObjectIdentifier(page), page.buffer.byteCount) }

@@ -219,7 +219,7 @@ using namespace metal;
 //                                                                          of the call into their slots of the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
-// the selected ones, or the first (p + 1) / ratio.
+// the selected ones, or the first (p + 1) / ratio. Ring and pages are those of its line of `sessions`.
 //
 // Grid       split: x shares, y groups of heads, z tokens (each at most 65535); tiles: x groups of 32 heads,
 //            y tokens; merge: x heads, y tokens
@@ -350,6 +350,10 @@ struct gpu_key_rows {
     uint32_t unused;
 };
 
+/* What a kernel reads of sessions it finds by a table of addresses, one line a session: the ring or the
+ * running sums, then the pages of compressed rows. `table_stride` is the length of a line where every
+ * token is of a session of its own, and 0 where all are consecutive tokens of one. */
+
 struct gpu_compressor {
     struct gpu_row_format format;
     uint32_t n;
@@ -358,6 +362,8 @@ struct gpu_compressor {
     uint32_t rows_per_page;
     uint32_t rope; /* values that carry the position, at the row's end */
     float epsilon;
+    uint32_t table_stride;
+    uint32_t unused;
 };
 
 struct gpu_indexer {
@@ -369,7 +375,7 @@ struct gpu_indexer {
     uint32_t stride; /* of scores */
     uint32_t top;
     float scale;
-    uint32_t unused;
+    uint32_t table_stride;
 };
 
 struct gpu_attention {
@@ -382,6 +388,8 @@ struct gpu_attention {
     uint32_t top; /* 0: all visible rows */
     uint32_t splits;
     float scale;
+    uint32_t table_stride;
+    uint32_t unused;
 };
 
 struct gpu_router {
@@ -431,6 +439,11 @@ using namespace metal;
 struct kv_page {
     msl_device uchar *rows;
 };
+
+// A session's line of a table of addresses: first its ring or running sums, then its pages.
+msl_inline msl_device const kv_page *kv_line(msl_device const kv_page *table, uint table_stride, uint token) {
+    return table + ulong(table_stride) * token;
+}
 
 msl_inline msl_device uchar *kv_row(msl_device const kv_page *pages, uint rows_per_page, uint row_bytes, uint row) {
     return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
@@ -773,8 +786,7 @@ msl_inline bool att_is_fp8_512(msl_constant gpu_attention &p) {
 #define ATT_LANE (KV_MOST_DIM / 128)  // float4 a lane holds of a row: value (v · 32 + lane) · 4 …
 
 [[max_total_threads_per_threadgroup(ATT_SIMDGROUPS * 32)]]
-MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, msl_constant gpu_attention & p, uint3 tg, ushort tid, ushort sg, ushort lane)
-
+MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, msl_constant gpu_attention & p, uint3 tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -790,7 +802,12 @@ MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uch
 {
     threadgroup_decl float4 tile[ATT_ROWS * KV_MOST_DIM / 4];
     const uint token = tg.z, dim = p.format.dim, quads = dim / 4;
-    const uint first = uint(positions[0]), position = uint(positions[token]);
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint first = uint(positions[base]), position = uint(positions[token]);
+    msl_device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    msl_device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
+    msl_device const kv_page *pages = own + 1;
     const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
@@ -909,8 +926,7 @@ MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uch
 
 // Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones.
 [[max_total_threads_per_threadgroup(256)]]
-MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, msl_constant gpu_attention & p, uint2 tg, ushort tid, ushort sg, ushort lane)
-
+MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, msl_constant gpu_attention & p, uint2 tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -933,7 +949,12 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
     msl_threadgroup half *weights = (msl_threadgroup half *)weight_memory;
 
     const uint token = tg.y, head = tg.x * TILES_HEADS, channel = sg * 64u;
-    const uint first = uint(positions[0]), position = uint(positions[token]);
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint first = uint(positions[base]), position = uint(positions[token]);
+    msl_device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    msl_device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
+    msl_device const kv_page *pages = own + 1;
     const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed;
@@ -1085,7 +1106,7 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
 #define ATT_MOST_SPLITS 32
 
 [[max_total_threads_per_threadgroup(MERGE_THREADS)]]
-MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * chunk, msl_device const int * positions, msl_device float * out, msl_device uchar * ring, msl_constant gpu_attention & p, uint2 tg, ushort tid)
+MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, msl_constant gpu_attention & p, uint2 tg, ushort tid)
 
 
 
@@ -1120,10 +1141,10 @@ MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const
         }
         ((msl_device float2 *)(out + place * dim))[i] = v;
     }
-    if (head == 0 && token + p.window >= p.n) {
+    if (head == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
         const uint slot = uint(positions[token]) % p.window;
-        msl_device const uint *from = (msl_device const uint *)(chunk + ulong(token) * p.format.bytes);
-        msl_device uint *to = (msl_device uint *)(ring + ulong(slot) * p.format.bytes);
+        msl_device const uint *from = (msl_device const uint *)(rows_here + ulong(token) * p.format.bytes);
+        msl_device uint *to = (msl_device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
         for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
     }
 }
@@ -1131,15 +1152,15 @@ MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const
 #line 1 "compressor.metal"
 // compressor.metal — pooling windows of tokens into one row (report §2.3).
 //
-//   compressor_step    one token: updates the state; ends the window and appends its row when it is due
+//   compressor_step    one token a session: updates the state; ends the window and appends its row when it is due
 //   compressor_rows    many tokens: one threadgroup appends the row of one window they complete
 //   compressor_state   many tokens: the state after them. After compressor_rows, which reads the state
 //
-// kv, gate [n, series · dim]; state [series, 3, dim] of maximum, sum of weights, weighted sum, as in
-// compressor.c; a sum of zero means "nothing yet". With overlap: series 0 is the first series of the
-// window before, 1 and 2 those of this window.
+// kv, gate [n, series · dim]; sessions: a line each, of state and pages. State [series, 3, dim] of maximum,
+// sum of weights, weighted sum, as in compressor.c; a sum of zero means "nothing yet". With overlap: series 0
+// is the first series of the window before, 1 and 2 those of this window.
 //
-// Grid       step, state: one threadgroup; rows: windows
+// Grid       step: tokens; state: one thread a channel; rows: windows
 // Precision  f32
 // CPU twin   CKernels/compressor.c
 // Origin     ours
@@ -1190,7 +1211,7 @@ msl_inline void pool_finish(msl_constant gpu_compressor &p, msl_threadgroup floa
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
-MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device float * state, msl_device const kv_page * pages, msl_constant gpu_compressor & p, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint token, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -1204,8 +1225,12 @@ MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const fl
 
 {
     threadgroup_decl float v[KV_MOST_DIM];
-    const uint dim = p.format.dim, position = uint(positions[0]), place = position % p.ratio;
+    const uint dim = p.format.dim, position = uint(positions[token]), place = position % p.ratio;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    msl_device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    msl_device float *state = (msl_device float *)own[0].rows;
+    kv += ulong(token) * width;
+    gate += ulong(token) * width;
     const bool ends = place == p.ratio - 1;
     for (uint c = tid; c < dim; c += POOL_THREADS) {
         if (p.overlaps != 0u) {
@@ -1233,12 +1258,11 @@ MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const fl
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, pages, position / p.ratio, lane); }
+    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, own + 1, position / p.ratio, lane); }
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
-MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const float * state, msl_device const kv_page * pages, msl_constant gpu_compressor & p, uint window, ushort tid, ushort sg, ushort lane)
-
+MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint window, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -1254,6 +1278,7 @@ MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const fl
     threadgroup_decl float v[KV_MOST_DIM];
     const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    msl_device const float *state = (msl_device const float *)sessions[0].rows;
     // Tokens of this window and of the one before, of those in this call.
     const uint end = (row + 1) * p.ratio - position;
     const uint begin = window == 0 ? 0 : end - p.ratio;
@@ -1277,11 +1302,11 @@ MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const fl
         v[c] = pooled.z / pooled.y;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg == 0) { pool_finish(p, v, norm, frequencies, pages, row, lane); }
+    if (sg == 0) { pool_finish(p, v, norm, frequencies, sessions + 1, row, lane); }
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
-MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device float * state, msl_constant gpu_compressor & p, uint c)
+MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint c)
 
 
 
@@ -1292,6 +1317,7 @@ MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const f
     const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
     if (c >= dim) { return; }
+    msl_device float *state = (msl_device float *)sessions[0].rows;
     const uint windows = (position + n) / p.ratio - position / p.ratio;
     // Where the unfinished window begins among these tokens.
     const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;
@@ -1329,6 +1355,7 @@ using namespace metal;
 struct copy_job {
     msl_device const uint *from;
     msl_device uint *to;
+    ulong quads;  // of words, where both addresses allow it
     ulong words;
 };
 
@@ -1343,7 +1370,10 @@ MSL_KERNEL void copy_many(msl_constant copy_jobs & p, uint piece, ushort tid)
 {
     msl_device const uint *from = p.job[piece].from;
     msl_device uint *to = p.job[piece].to;
-    for (ulong i = tid; i < p.job[piece].words; i += 256) { to[i] = from[i]; }
+    const ulong quads = p.job[piece].quads, words = p.job[piece].words;
+    #pragma unroll(4)
+    for (ulong i = tid; i < quads; i += 256) { ((msl_device uint4 *)to)[i] = ((msl_device const uint4 *)from)[i]; }
+    for (ulong i = 4 * quads + tid; i < words; i += 256) { to[i] = from[i]; }
 }
 
 #line 1 "experts.metal"
@@ -2357,7 +2387,7 @@ MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * po
 #line 1 "indexer.metal"
 // indexer.metal — which compressed rows a token attends to (report §2.3.1).
 //
-//   indexer_score   q [n, heads, dim], w [n, heads], rows   -> scores [n, stride]
+//   indexer_score   q [n, heads, dim], w [n, heads], sessions  -> scores [n, stride]
 //   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
 // score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
@@ -2377,7 +2407,7 @@ using namespace metal;
 
 // A quad of lanes holds one row; heads stream through threadgroup memory.
 [[max_total_threads_per_threadgroup(INDEX_ROWS * 4)]]
-MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * pages, msl_device const int * positions, msl_device float * scores, msl_constant gpu_indexer & p, uint2 tg, ushort tid)
+MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, msl_constant gpu_indexer & p, uint2 tg, ushort tid)
 
 
 
@@ -2391,6 +2421,7 @@ MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float
     if (tg.x * INDEX_ROWS >= in_sight) { return; }
     const uint row = min(tg.x * INDEX_ROWS + tid / 4, in_sight - 1);
     const ushort quarter = tid & 3;
+    msl_device const kv_page *pages = kv_line(sessions, p.table_stride, tg.y) + 1;
     msl_device const uchar *line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
     float score = 0.0f;
     for (uint h0 = 0; h0 < p.heads; h0 += INDEX_HEADS) {
@@ -3188,12 +3219,12 @@ MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int 
     if (tid == 0) { tokens[row] = lowest == 0x7fffffffu ? -1 : int(lowest); }
 }
 
-extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32) msl_attention_split(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_split(q, ring, chunk, pages, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(256) msl_attention_tiles(msl_device const float * q, msl_device const uchar * ring, msl_device const uchar * chunk, msl_device const kv_page * pages, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_tiles(q, ring, chunk, pages, selected, counts, positions, parts, sums, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * chunk, msl_device const int * positions, msl_device float * out, msl_device uchar * ring, const __grid_constant__ gpu_attention p) { attention_merge(parts, sums, sinks, table, chunk, positions, out, ring, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_step(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const float * state, msl_device const kv_page * pages, const __grid_constant__ gpu_compressor p) { compressor_rows(kv, gate, bias, norm, frequencies, positions, state, pages, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device float * state, const __grid_constant__ gpu_compressor p) { compressor_state(kv, gate, bias, positions, state, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32) msl_attention_split(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_split(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(256) msl_attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_tiles(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, const __grid_constant__ gpu_attention p) { attention_merge(parts, sums, sinks, table, rows_here, positions, out, sessions, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { compressor_step(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { compressor_rows(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { compressor_state(kv, gate, bias, positions, sessions, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 extern "C" __global__ void __launch_bounds__(256) msl_copy_many(const __grid_constant__ copy_jobs p) { copy_many(p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { experts_gate_up(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
@@ -3206,7 +3237,7 @@ extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS) msl_hc_mix(msl_devi
 extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_head(mix, scale, base, streams, norm, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(1024) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_leave(y, post, comb, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
-extern "C" __global__ void __launch_bounds__(INDEX_ROWS * 4) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * pages, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { indexer_score(q, w, pages, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+extern "C" __global__ void __launch_bounds__(INDEX_ROWS * 4) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { indexer_score(q, w, sessions, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 extern "C" __global__ void __launch_bounds__(TOP_THREADS) msl_indexer_top_k(msl_device const float * scores, msl_device const int * positions, msl_device int * selected, msl_device int * counts, const __grid_constant__ gpu_indexer p) { indexer_top_k(scores, positions, selected, counts, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(32) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 extern "C" __global__ void __launch_bounds__(32) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }

@@ -9,7 +9,7 @@
 //                                                                          of the call into their slots of the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
-// the selected ones, or the first (p + 1) / ratio.
+// the selected ones, or the first (p + 1) / ratio. Ring and pages are those of its line of `sessions`.
 //
 // Grid       split: x shares, y groups of heads, z tokens (each at most 65535); tiles: x groups of 32 heads,
 //            y tokens; merge: x heads, y tokens
@@ -140,6 +140,10 @@ struct gpu_key_rows {
     uint32_t unused;
 };
 
+/* What a kernel reads of sessions it finds by a table of addresses, one line a session: the ring or the
+ * running sums, then the pages of compressed rows. `table_stride` is the length of a line where every
+ * token is of a session of its own, and 0 where all are consecutive tokens of one. */
+
 struct gpu_compressor {
     struct gpu_row_format format;
     uint32_t n;
@@ -148,6 +152,8 @@ struct gpu_compressor {
     uint32_t rows_per_page;
     uint32_t rope; /* values that carry the position, at the row's end */
     float epsilon;
+    uint32_t table_stride;
+    uint32_t unused;
 };
 
 struct gpu_indexer {
@@ -159,7 +165,7 @@ struct gpu_indexer {
     uint32_t stride; /* of scores */
     uint32_t top;
     float scale;
-    uint32_t unused;
+    uint32_t table_stride;
 };
 
 struct gpu_attention {
@@ -172,6 +178,8 @@ struct gpu_attention {
     uint32_t top; /* 0: all visible rows */
     uint32_t splits;
     float scale;
+    uint32_t table_stride;
+    uint32_t unused;
 };
 
 struct gpu_router {
@@ -221,6 +229,11 @@ using namespace metal;
 struct kv_page {
     device uchar *rows;
 };
+
+// A session's line of a table of addresses: first its ring or running sums, then its pages.
+inline device const kv_page *kv_line(device const kv_page *table, uint table_stride, uint token) {
+    return table + ulong(table_stride) * token;
+}
 
 inline device uchar *kv_row(device const kv_page *pages, uint rows_per_page, uint row_bytes, uint row) {
     return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
@@ -564,15 +577,14 @@ inline bool att_is_fp8_512(constant gpu_attention &p) {
 
 [[max_total_threads_per_threadgroup(ATT_SIMDGROUPS * 32)]]
 kernel void attention_split(device const float *q              [[buffer(0)]],
-                            device const uchar *ring           [[buffer(1)]],
-                            device const uchar *chunk          [[buffer(2)]],
-                            device const kv_page *pages        [[buffer(3)]],
-                            device const int *selected         [[buffer(4)]],
-                            device const int *counts           [[buffer(5)]],
-                            device const int *positions        [[buffer(6)]],
-                            device float *parts                [[buffer(7)]],
-                            device float2 *sums                [[buffer(8)]],
-                            constant gpu_attention &p          [[buffer(9)]],
+                            device const uchar *rows_here      [[buffer(1)]],
+                            device const kv_page *sessions     [[buffer(2)]],
+                            device const int *selected         [[buffer(3)]],
+                            device const int *counts           [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device float *parts                [[buffer(6)]],
+                            device float2 *sums                [[buffer(7)]],
+                            constant gpu_attention &p          [[buffer(8)]],
                             uint3 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]],
                             ushort sg                          [[simdgroup_index_in_threadgroup]],
@@ -580,7 +592,12 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
 {
     threadgroup float4 tile[ATT_ROWS * KV_MOST_DIM / 4];
     const uint token = tg.z, dim = p.format.dim, quads = dim / 4;
-    const uint first = uint(positions[0]), position = uint(positions[token]);
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint first = uint(positions[base]), position = uint(positions[token]);
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
+    device const kv_page *pages = own + 1;
     const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
@@ -700,15 +717,14 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
 // Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones.
 [[max_total_threads_per_threadgroup(256)]]
 kernel void attention_tiles(device const float *q              [[buffer(0)]],
-                            device const uchar *ring           [[buffer(1)]],
-                            device const uchar *chunk          [[buffer(2)]],
-                            device const kv_page *pages        [[buffer(3)]],
-                            device const int *selected         [[buffer(4)]],
-                            device const int *counts           [[buffer(5)]],
-                            device const int *positions        [[buffer(6)]],
-                            device float *parts                [[buffer(7)]],
-                            device float2 *sums                [[buffer(8)]],
-                            constant gpu_attention &p          [[buffer(9)]],
+                            device const uchar *rows_here      [[buffer(1)]],
+                            device const kv_page *sessions     [[buffer(2)]],
+                            device const int *selected         [[buffer(3)]],
+                            device const int *counts           [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device float *parts                [[buffer(6)]],
+                            device float2 *sums                [[buffer(7)]],
+                            constant gpu_attention &p          [[buffer(8)]],
                             uint2 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]],
                             ushort sg                          [[simdgroup_index_in_threadgroup]],
@@ -723,7 +739,12 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
     threadgroup half *weights = (threadgroup half *)weight_memory;
 
     const uint token = tg.y, head = tg.x * TILES_HEADS, channel = sg * 64u;
-    const uint first = uint(positions[0]), position = uint(positions[token]);
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint first = uint(positions[base]), position = uint(positions[token]);
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
+    device const kv_page *pages = own + 1;
     const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed;
@@ -879,10 +900,10 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
                             device const float2 *sums          [[buffer(1)]],
                             device const float *sinks          [[buffer(2)]],
                             device const float2 *table         [[buffer(3)]],
-                            device const uchar *chunk          [[buffer(4)]],
+                            device const uchar *rows_here      [[buffer(4)]],
                             device const int *positions        [[buffer(5)]],
                             device float *out                  [[buffer(6)]],
-                            device uchar *ring                 [[buffer(7)]],
+                            device const kv_page *sessions     [[buffer(7)]],
                             constant gpu_attention &p          [[buffer(8)]],
                             uint2 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]])
@@ -910,10 +931,10 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
         }
         ((device float2 *)(out + place * dim))[i] = v;
     }
-    if (head == 0 && token + p.window >= p.n) {
+    if (head == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
         const uint slot = uint(positions[token]) % p.window;
-        device const uint *from = (device const uint *)(chunk + ulong(token) * p.format.bytes);
-        device uint *to = (device uint *)(ring + ulong(slot) * p.format.bytes);
+        device const uint *from = (device const uint *)(rows_here + ulong(token) * p.format.bytes);
+        device uint *to = (device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
         for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
     }
 }
@@ -921,15 +942,15 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
 #line 1 "compressor.metal"
 // compressor.metal — pooling windows of tokens into one row (report §2.3).
 //
-//   compressor_step    one token: updates the state; ends the window and appends its row when it is due
+//   compressor_step    one token a session: updates the state; ends the window and appends its row when it is due
 //   compressor_rows    many tokens: one threadgroup appends the row of one window they complete
 //   compressor_state   many tokens: the state after them. After compressor_rows, which reads the state
 //
-// kv, gate [n, series · dim]; state [series, 3, dim] of maximum, sum of weights, weighted sum, as in
-// compressor.c; a sum of zero means "nothing yet". With overlap: series 0 is the first series of the
-// window before, 1 and 2 those of this window.
+// kv, gate [n, series · dim]; sessions: a line each, of state and pages. State [series, 3, dim] of maximum,
+// sum of weights, weighted sum, as in compressor.c; a sum of zero means "nothing yet". With overlap: series 0
+// is the first series of the window before, 1 and 2 those of this window.
 //
-// Grid       step, state: one threadgroup; rows: windows
+// Grid       step: tokens; state: one thread a channel; rows: windows
 // Precision  f32
 // CPU twin   CKernels/compressor.c
 // Origin     ours
@@ -986,16 +1007,20 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
                             device const float *norm          [[buffer(3)]],
                             device const float *frequencies   [[buffer(4)]],
                             device const int *positions       [[buffer(5)]],
-                            device float *state               [[buffer(6)]],
-                            device const kv_page *pages       [[buffer(7)]],
-                            constant gpu_compressor &p        [[buffer(8)]],
+                            device const kv_page *sessions    [[buffer(6)]],
+                            constant gpu_compressor &p        [[buffer(7)]],
+                            uint token                        [[threadgroup_position_in_grid]],
                             ushort tid                        [[thread_index_in_threadgroup]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
                             ushort lane                       [[thread_index_in_simdgroup]])
 {
     threadgroup float v[KV_MOST_DIM];
-    const uint dim = p.format.dim, position = uint(positions[0]), place = position % p.ratio;
+    const uint dim = p.format.dim, position = uint(positions[token]), place = position % p.ratio;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    device float *state = (device float *)own[0].rows;
+    kv += ulong(token) * width;
+    gate += ulong(token) * width;
     const bool ends = place == p.ratio - 1;
     for (uint c = tid; c < dim; c += POOL_THREADS) {
         if (p.overlaps != 0u) {
@@ -1023,7 +1048,7 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, pages, position / p.ratio, lane); }
+    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, own + 1, position / p.ratio, lane); }
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
@@ -1033,9 +1058,8 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
                             device const float *norm          [[buffer(3)]],
                             device const float *frequencies   [[buffer(4)]],
                             device const int *positions       [[buffer(5)]],
-                            device const float *state         [[buffer(6)]],
-                            device const kv_page *pages       [[buffer(7)]],
-                            constant gpu_compressor &p        [[buffer(8)]],
+                            device const kv_page *sessions    [[buffer(6)]],
+                            constant gpu_compressor &p        [[buffer(7)]],
                             uint window                       [[threadgroup_position_in_grid]],
                             ushort tid                        [[thread_index_in_threadgroup]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
@@ -1044,6 +1068,7 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
     threadgroup float v[KV_MOST_DIM];
     const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    device const float *state = (device const float *)sessions[0].rows;
     // Tokens of this window and of the one before, of those in this call.
     const uint end = (row + 1) * p.ratio - position;
     const uint begin = window == 0 ? 0 : end - p.ratio;
@@ -1067,7 +1092,7 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
         v[c] = pooled.z / pooled.y;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg == 0) { pool_finish(p, v, norm, frequencies, pages, row, lane); }
+    if (sg == 0) { pool_finish(p, v, norm, frequencies, sessions + 1, row, lane); }
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
@@ -1075,13 +1100,14 @@ kernel void compressor_state(device const float *kv            [[buffer(0)]],
                              device const float *gate          [[buffer(1)]],
                              device const float *bias          [[buffer(2)]],
                              device const int *positions       [[buffer(3)]],
-                             device float *state               [[buffer(4)]],
+                             device const kv_page *sessions    [[buffer(4)]],
                              constant gpu_compressor &p        [[buffer(5)]],
                              uint c                            [[thread_position_in_grid]])
 {
     const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
     if (c >= dim) { return; }
+    device float *state = (device float *)sessions[0].rows;
     const uint windows = (position + n) / p.ratio - position / p.ratio;
     // Where the unfinished window begins among these tokens.
     const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;
@@ -1119,6 +1145,7 @@ using namespace metal;
 struct copy_job {
     device const uint *from;
     device uint *to;
+    ulong quads;  // of words, where both addresses allow it
     ulong words;
 };
 
@@ -1133,7 +1160,10 @@ kernel void copy_many(constant copy_jobs &p    [[buffer(0)]],
 {
     device const uint *from = p.job[piece].from;
     device uint *to = p.job[piece].to;
-    for (ulong i = tid; i < p.job[piece].words; i += 256) { to[i] = from[i]; }
+    const ulong quads = p.job[piece].quads, words = p.job[piece].words;
+    #pragma unroll(4)
+    for (ulong i = tid; i < quads; i += 256) { ((device uint4 *)to)[i] = ((device const uint4 *)from)[i]; }
+    for (ulong i = 4 * quads + tid; i < words; i += 256) { to[i] = from[i]; }
 }
 
 #line 1 "experts.metal"
@@ -2147,7 +2177,7 @@ kernel void hc_leave(device const float *y       [[buffer(0)]],
 #line 1 "indexer.metal"
 // indexer.metal — which compressed rows a token attends to (report §2.3.1).
 //
-//   indexer_score   q [n, heads, dim], w [n, heads], rows   -> scores [n, stride]
+//   indexer_score   q [n, heads, dim], w [n, heads], sessions  -> scores [n, stride]
 //   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
 // score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
@@ -2169,7 +2199,7 @@ using namespace metal;
 [[max_total_threads_per_threadgroup(INDEX_ROWS * 4)]]
 kernel void indexer_score(device const float *q              [[buffer(0)]],
                           device const float *w              [[buffer(1)]],
-                          device const kv_page *pages        [[buffer(2)]],
+                          device const kv_page *sessions     [[buffer(2)]],
                           device const int *positions        [[buffer(3)]],
                           device float *scores               [[buffer(4)]],
                           constant gpu_indexer &p            [[buffer(5)]],
@@ -2181,6 +2211,7 @@ kernel void indexer_score(device const float *q              [[buffer(0)]],
     if (tg.x * INDEX_ROWS >= in_sight) { return; }
     const uint row = min(tg.x * INDEX_ROWS + tid / 4, in_sight - 1);
     const ushort quarter = tid & 3;
+    device const kv_page *pages = kv_line(sessions, p.table_stride, tg.y) + 1;
     device const uchar *line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
     float score = 0.0f;
     for (uint h0 = 0; h0 < p.heads; h0 += INDEX_HEADS) {

@@ -36,10 +36,7 @@ struct Attention {
                                                   epsilon: c.normEpsilon)
             let rows = try backend.keyRows(fromX[1], norm: weights.kvANorm, epsilon: c.normEpsilon,
                                            table: rotation.table, formats.row)
-            for (index, span) in batch.spans.enumerated() {
-                try compress(span.position, batch.positions[batch.rows[index]],
-                             fromX.dropFirst(2).map { $0[batch.rows[index]] }, &caches[index].layers[layer], rotation)
-            }
+            for group in batch.groups { try compress(group, batch, fromX, &caches, rotation) }
             return (queryLatent, rows)
         }
         let fromLatent = try backend.project(queryLatent, [weights.qB] + (indexer.map { [$0.queries] } ?? []))
@@ -48,39 +45,43 @@ struct Attention {
              try indexer?.prepare(fromLatent[1], rotation))
         }
         let attended = try backend.arena.tensor(x.rows, c.headCount * c.headDim)
-        for (index, span) in batch.spans.enumerated() {
-            let range = batch.rows[index]
-            try attend(span.position, batch.positions[range], q[range],
-                       rows + range.lowerBound * formats.row.byteCount, caches[index].layers[layer],
-                       indexQuery?[range], indexQuery.map { _ in fromX[6][range] }, rotation.table[range],
-                       into: attended[range])
+        for group in batch.groups {
+            try attend(group, batch, caches, q, rows, indexQuery, fromX.last!, rotation.table, into: attended)
         }
         let latent = try backend.projectGroups(attended, weights.outputA, groups: c.outputGroupCount)
         return try backend.project(latent, [weights.outputB])[0]
     }
 
-    /// Extends the compressed rows of one session: kv and gate of the compressor, then of the indexer's.
-    private func compress(_ position: Int, _ positions: IntTensor, _ inputs: [Tensor], _ cache: inout LayerCache,
+    /// Extends the compressed rows of the sessions of a group. `inputs`: from x, kv and gate of the compressor
+    /// after two others, then of the indexer's.
+    private func compress(_ group: [Int], _ batch: Batch, _ inputs: [Tensor], _ caches: inout [KVCache],
                           _ rotation: Rotation) throws {
-        try compressor?.append(kv: inputs[0], gate: inputs[1], at: position, positions, to: &cache.compressor!,
-                               rotation)
-        try indexer?.compressor.append(kv: inputs[2], gate: inputs[3], at: position, positions, to: &cache.indexer!,
-                                       rotation)
+        try compressor?.append(kv: inputs[2], gate: inputs[3], group, of: batch, rotation) { index, body in
+            try body(&caches[index].layers[layer].compressor!)
+        }
+        try indexer?.compressor.append(kv: inputs[4], gate: inputs[5], group, of: batch, rotation) { index, body in
+            try body(&caches[index].layers[layer].indexer!)
+        }
     }
 
-    /// One session's tokens attend to its window and compressed rows; their own rows go into the ring.
-    private func attend(_ position: Int, _ positions: IntTensor, _ q: Tensor, _ rows: UnsafeMutablePointer<UInt8>,
-                        _ cache: LayerCache, _ indexQuery: Tensor?, _ indexWeights: Tensor?, _ table: Tensor,
-                        into out: Tensor) throws {
-        var selection: RowSelection?
-        if let indexer, let indexQuery, let indexWeights {
-            selection = try indexer.select(indexQuery, weights: indexWeights, at: position, positions,
-                                           cache.indexer!.rows)
+    /// The tokens of a group's sessions attend to their windows and compressed rows; their own rows go into
+    /// the rings.
+    private func attend(_ group: [Int], _ batch: Batch, _ caches: [KVCache], _ q: Tensor,
+                        _ rows: UnsafeMutablePointer<UInt8>, _ indexQuery: Tensor?, _ indexWeights: Tensor,
+                        _ table: Tensor, into out: Tensor) throws {
+        var selections: [RowSelection]?
+        if let indexer, let indexQuery {
+            selections = try indexer.select(indexQuery, weights: indexWeights, group, of: batch,
+                                            group.map { caches[$0].layers[layer].indexer!.rows })
         }
-        try backend.attend(AttentionCall(
-            q: q, heads: c.headCount, position: position, positions: positions, window: c.window,
-            format: formats.row, ring: cache.ring, chunk: rows, compressed: cache.compressor?.rows,
-            selection: selection, ratio: compressor?.ratio ?? 0, sinks: weights.sinks,
-            scale: 1 / Float(c.headDim).squareRoot(), table: table, out: out))
+        try backend.attend(group.enumerated().map { place, index in
+            let cache = caches[index].layers[layer], range = batch.rows[index]
+            return AttentionCall(
+                q: q[range], heads: c.headCount, position: batch.spans[index].position,
+                positions: batch.positions[range], window: c.window, format: formats.row, ring: cache.ring,
+                chunk: rows + range.lowerBound * formats.row.byteCount, compressed: cache.compressor?.rows,
+                selection: selections?[place], ratio: compressor?.ratio ?? 0, sinks: weights.sinks,
+                scale: 1 / Float(c.headDim).squareRoot(), table: table[range], out: out[range])
+        })
     }
 }

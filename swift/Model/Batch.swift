@@ -20,18 +20,26 @@ struct Batch {
     let spans: [Span]
     let tokens: IntTensor
     let positions: IntTensor
-    /// Rows of each span.
+    /// Rows of each span. Those of single tokens come first.
     let rows: [Range<Int>]
+    /// Spans whose own memory is worked on together: all single tokens, whose rows follow one another, then
+    /// each of the others.
+    let groups: [[Int]]
 
     init(_ spans: [Span], _ backend: any Backend) throws {
         self.spans = spans
-        tokens = try backend.upload(spans.flatMap(\.tokens))
+        let single = spans.indices.filter { spans[$0].tokens.count == 1 }
+        let others = spans.indices.filter { spans[$0].tokens.count != 1 }
+        groups = (single.isEmpty ? [] : [single]) + others.map { [$0] }
+        let order = single + others
+        tokens = try backend.upload(order.flatMap { spans[$0].tokens })
         positions = try backend.upload(
-            spans.flatMap { span in span.tokens.indices.map { Int32(span.position + $0) } })
-        var start = 0
-        rows = spans.map { span in
-            defer { start += span.tokens.count }
-            return start..<start + span.tokens.count
+            order.flatMap { index in spans[index].tokens.indices.map { Int32(spans[index].position + $0) } })
+        var rows = spans.map { _ in 0..<0 }, start = 0
+        for index in order {
+            rows[index] = start..<start + spans[index].tokens.count
+            start = rows[index].upperBound
         }
+        self.rows = rows
     }
 }

@@ -25,15 +25,26 @@ struct Compressor {
     /// wait in the state's sums, so prefill in any split and decode one by one append the same rows.
     ///
     /// - Parameters:
-    ///   - kv, gate: [tokens, series · dim] of one session.
-    ///   - position, positions: Where its tokens are, the first and all of them.
-    func append(kv: Tensor, gate: Tensor, at position: Int, _ positions: IntTensor, to state: inout CompressorState,
-                _ rotation: Rotation) throws {
-        let call = CompressorCall(
-            kv: kv, gate: gate, bias: weights.ape, norm: weights.norm, epsilon: normEpsilon, ratio: ratio,
-            overlaps: ratio == Configuration.overlappingRatio, position: position, positions: positions,
-            frequencies: rotation.frequencies, state: state.sums)
-        try state.rows.reserve(call.completed)
-        try backend.compress(call, into: &state.rows)
+    ///   - kv, gate: [tokens, series · dim] of the batch.
+    ///   - group: Of the batch's spans, one of its groups.
+    ///   - withState: Hands over the state of this compressor in the cache of a span.
+    func append(kv: Tensor, gate: Tensor, _ group: [Int], of batch: Batch, _ rotation: Rotation,
+                withState: (Int, (inout CompressorState) throws -> Void) throws -> Void) throws {
+        var calls: [CompressorCall] = [], stores: [RowStore] = []
+        for index in group {
+            let rows = batch.rows[index]
+            try withState(index) { state in
+                let call = CompressorCall(
+                    kv: kv[rows], gate: gate[rows], bias: weights.ape, norm: weights.norm, epsilon: normEpsilon,
+                    ratio: ratio, overlaps: ratio == Configuration.overlappingRatio,
+                    position: batch.spans[index].position, positions: batch.positions[rows],
+                    frequencies: rotation.frequencies, state: state.sums)
+                try state.rows.reserve(call.completed)
+                calls.append(call)
+                stores.append(state.rows)
+            }
+        }
+        try backend.compress(calls, into: stores)
+        for (index, call) in zip(group, calls) { try withState(index) { $0.rows.extend(by: call.completed) } }
     }
 }

@@ -31,12 +31,17 @@ struct Indexer {
         return q
     }
 
-    func select(_ q: Tensor, weights: Tensor, at position: Int, _ positions: IntTensor,
-                _ rows: RowStore) throws -> RowSelection {
+    /// - Parameters:
+    ///   - q, weights: [tokens, heads · dim] and [tokens, heads] of the batch.
+    ///   - group: Of the batch's spans, one of its groups; `stores` are their index rows.
+    func select(_ q: Tensor, weights: Tensor, _ group: [Int], of batch: Batch,
+                _ stores: [RowStore]) throws -> [RowSelection] {
         let scale = 1 / (Float(c.indexerDim) * Float(c.indexerHeadCount)).squareRoot()
-        return try backend.selectRows(
-            SelectionCall(q: q, weights: weights, heads: c.indexerHeadCount, position: position,
-                          positions: positions, ratio: compressor.ratio, top: c.indexerTopK, scale: scale),
-            of: rows)
+        let calls = group.map { index in
+            SelectionCall(q: q[batch.rows[index]], weights: weights[batch.rows[index]], heads: c.indexerHeadCount,
+                          position: batch.spans[index].position, positions: batch.positions[batch.rows[index]],
+                          ratio: compressor.ratio, top: c.indexerTopK, scale: scale)
+        }
+        return try backend.selectRows(calls, of: stores)
     }
 }

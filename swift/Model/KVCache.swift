@@ -142,7 +142,7 @@ public struct KVCache {
     private mutating func room(for byteCount: Int, keep: Bool) throws -> Buffer? {
         guard let memory = layers.first?.ring.memory else { return nil }
         if isKnownUniquelyReferenced(&spare), spare!.byteCount >= byteCount { return spare }
-        let buffer = try Buffer(byteCount: byteCount, in: memory)
+        let buffer = try Buffer(byteCount: byteCount, in: memory, isCleared: false)
         if keep { spare = buffer }
         return buffer
     }
@@ -173,10 +173,12 @@ public struct KVCache {
         }
     }
 
-    /// Ring slots of the next `tokens` positions: one range, or two where they wrap.
+    /// Ring slots that the next `tokens` positions overwrite: none, one range, or two where they wrap. The
+    /// first of them takes the place of a row that no token sees any more.
     private func slotsOverwritten(by tokens: Int, of window: Int) -> [Range<Int>] {
-        guard tokens < window else { return [0..<window] }
-        let first = position % window, end = first + tokens
+        guard tokens <= window else { return [0..<window] }
+        guard tokens > 1 else { return [] }
+        let first = (position + 1) % window, end = first + tokens - 1
         return end <= window ? [first..<end] : [first..<window, 0..<end - window]
     }
 

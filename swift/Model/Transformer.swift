@@ -47,6 +47,7 @@ public final class Transformer {
                                receive: (Int, Int, UnsafeBufferPointer<Float>) -> Void) throws {
         let start = backend.arena.mark()
         defer { backend.arena.release(to: start) }
+        backend.beginPass()
         let batch = try Batch(spans, backend)
         let streams = try backend.hcSpread(backend.embed(weights.tokenEmbd, batch.tokens))
         let window = Rotation(table: try backend.ropeTable(batch.positions, windowFrequencies),

@@ -8,7 +8,7 @@
 //                                                                          of the call into their slots of the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
-// the selected ones, or the first (p + 1) / ratio.
+// the selected ones, or the first (p + 1) / ratio. Ring and pages are those of its line of `sessions`.
 //
 // Grid       split: x shares, y groups of heads, z tokens (each at most 65535); tiles: x groups of 32 heads,
 //            y tokens; merge: x heads, y tokens
@@ -45,15 +45,14 @@ inline bool att_is_fp8_512(constant gpu_attention &p) {
 
 [[max_total_threads_per_threadgroup(ATT_SIMDGROUPS * 32)]]
 kernel void attention_split(device const float *q              [[buffer(0)]],
-                            device const uchar *ring           [[buffer(1)]],
-                            device const uchar *chunk          [[buffer(2)]],
-                            device const kv_page *pages        [[buffer(3)]],
-                            device const int *selected         [[buffer(4)]],
-                            device const int *counts           [[buffer(5)]],
-                            device const int *positions        [[buffer(6)]],
-                            device float *parts                [[buffer(7)]],
-                            device float2 *sums                [[buffer(8)]],
-                            constant gpu_attention &p          [[buffer(9)]],
+                            device const uchar *rows_here      [[buffer(1)]],
+                            device const kv_page *sessions     [[buffer(2)]],
+                            device const int *selected         [[buffer(3)]],
+                            device const int *counts           [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device float *parts                [[buffer(6)]],
+                            device float2 *sums                [[buffer(7)]],
+                            constant gpu_attention &p          [[buffer(8)]],
                             uint3 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]],
                             ushort sg                          [[simdgroup_index_in_threadgroup]],
@@ -61,7 +60,12 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
 {
     threadgroup float4 tile[ATT_ROWS * KV_MOST_DIM / 4];
     const uint token = tg.z, dim = p.format.dim, quads = dim / 4;
-    const uint first = uint(positions[0]), position = uint(positions[token]);
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint first = uint(positions[base]), position = uint(positions[token]);
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
+    device const kv_page *pages = own + 1;
     const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
@@ -181,15 +185,14 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
 // Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones.
 [[max_total_threads_per_threadgroup(256)]]
 kernel void attention_tiles(device const float *q              [[buffer(0)]],
-                            device const uchar *ring           [[buffer(1)]],
-                            device const uchar *chunk          [[buffer(2)]],
-                            device const kv_page *pages        [[buffer(3)]],
-                            device const int *selected         [[buffer(4)]],
-                            device const int *counts           [[buffer(5)]],
-                            device const int *positions        [[buffer(6)]],
-                            device float *parts                [[buffer(7)]],
-                            device float2 *sums                [[buffer(8)]],
-                            constant gpu_attention &p          [[buffer(9)]],
+                            device const uchar *rows_here      [[buffer(1)]],
+                            device const kv_page *sessions     [[buffer(2)]],
+                            device const int *selected         [[buffer(3)]],
+                            device const int *counts           [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device float *parts                [[buffer(6)]],
+                            device float2 *sums                [[buffer(7)]],
+                            constant gpu_attention &p          [[buffer(8)]],
                             uint2 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]],
                             ushort sg                          [[simdgroup_index_in_threadgroup]],
@@ -204,7 +207,12 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
     threadgroup half *weights = (threadgroup half *)weight_memory;
 
     const uint token = tg.y, head = tg.x * TILES_HEADS, channel = sg * 64u;
-    const uint first = uint(positions[0]), position = uint(positions[token]);
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint first = uint(positions[base]), position = uint(positions[token]);
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
+    device const kv_page *pages = own + 1;
     const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
     const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
     const uint all = in_window + compressed;
@@ -360,10 +368,10 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
                             device const float2 *sums          [[buffer(1)]],
                             device const float *sinks          [[buffer(2)]],
                             device const float2 *table         [[buffer(3)]],
-                            device const uchar *chunk          [[buffer(4)]],
+                            device const uchar *rows_here      [[buffer(4)]],
                             device const int *positions        [[buffer(5)]],
                             device float *out                  [[buffer(6)]],
-                            device uchar *ring                 [[buffer(7)]],
+                            device const kv_page *sessions     [[buffer(7)]],
                             constant gpu_attention &p          [[buffer(8)]],
                             uint2 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]])
@@ -391,10 +399,10 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
         }
         ((device float2 *)(out + place * dim))[i] = v;
     }
-    if (head == 0 && token + p.window >= p.n) {
+    if (head == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
         const uint slot = uint(positions[token]) % p.window;
-        device const uint *from = (device const uint *)(chunk + ulong(token) * p.format.bytes);
-        device uint *to = (device uint *)(ring + ulong(slot) * p.format.bytes);
+        device const uint *from = (device const uint *)(rows_here + ulong(token) * p.format.bytes);
+        device uint *to = (device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
         for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
     }
 }

@@ -1,14 +1,14 @@
 // compressor.metal — pooling windows of tokens into one row (report §2.3).
 //
-//   compressor_step    one token: updates the state; ends the window and appends its row when it is due
+//   compressor_step    one token a session: updates the state; ends the window and appends its row when it is due
 //   compressor_rows    many tokens: one threadgroup appends the row of one window they complete
 //   compressor_state   many tokens: the state after them. After compressor_rows, which reads the state
 //
-// kv, gate [n, series · dim]; state [series, 3, dim] of maximum, sum of weights, weighted sum, as in
-// compressor.c; a sum of zero means "nothing yet". With overlap: series 0 is the first series of the
-// window before, 1 and 2 those of this window.
+// kv, gate [n, series · dim]; sessions: a line each, of state and pages. State [series, 3, dim] of maximum,
+// sum of weights, weighted sum, as in compressor.c; a sum of zero means "nothing yet". With overlap: series 0
+// is the first series of the window before, 1 and 2 those of this window.
 //
-// Grid       step, state: one threadgroup; rows: windows
+// Grid       step: tokens; state: one thread a channel; rows: windows
 // Precision  f32
 // CPU twin   CKernels/compressor.c
 // Origin     ours
@@ -65,16 +65,20 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
                             device const float *norm          [[buffer(3)]],
                             device const float *frequencies   [[buffer(4)]],
                             device const int *positions       [[buffer(5)]],
-                            device float *state               [[buffer(6)]],
-                            device const kv_page *pages       [[buffer(7)]],
-                            constant gpu_compressor &p        [[buffer(8)]],
+                            device const kv_page *sessions    [[buffer(6)]],
+                            constant gpu_compressor &p        [[buffer(7)]],
+                            uint token                        [[threadgroup_position_in_grid]],
                             ushort tid                        [[thread_index_in_threadgroup]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
                             ushort lane                       [[thread_index_in_simdgroup]])
 {
     threadgroup float v[KV_MOST_DIM];
-    const uint dim = p.format.dim, position = uint(positions[0]), place = position % p.ratio;
+    const uint dim = p.format.dim, position = uint(positions[token]), place = position % p.ratio;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    device float *state = (device float *)own[0].rows;
+    kv += ulong(token) * width;
+    gate += ulong(token) * width;
     const bool ends = place == p.ratio - 1;
     for (uint c = tid; c < dim; c += POOL_THREADS) {
         if (p.overlaps != 0u) {
@@ -102,7 +106,7 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, pages, position / p.ratio, lane); }
+    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, own + 1, position / p.ratio, lane); }
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
@@ -112,9 +116,8 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
                             device const float *norm          [[buffer(3)]],
                             device const float *frequencies   [[buffer(4)]],
                             device const int *positions       [[buffer(5)]],
-                            device const float *state         [[buffer(6)]],
-                            device const kv_page *pages       [[buffer(7)]],
-                            constant gpu_compressor &p        [[buffer(8)]],
+                            device const kv_page *sessions    [[buffer(6)]],
+                            constant gpu_compressor &p        [[buffer(7)]],
                             uint window                       [[threadgroup_position_in_grid]],
                             ushort tid                        [[thread_index_in_threadgroup]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
@@ -123,6 +126,7 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
     threadgroup float v[KV_MOST_DIM];
     const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    device const float *state = (device const float *)sessions[0].rows;
     // Tokens of this window and of the one before, of those in this call.
     const uint end = (row + 1) * p.ratio - position;
     const uint begin = window == 0 ? 0 : end - p.ratio;
@@ -146,7 +150,7 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
         v[c] = pooled.z / pooled.y;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg == 0) { pool_finish(p, v, norm, frequencies, pages, row, lane); }
+    if (sg == 0) { pool_finish(p, v, norm, frequencies, sessions + 1, row, lane); }
 }
 
 [[max_total_threads_per_threadgroup(POOL_THREADS)]]
@@ -154,13 +158,14 @@ kernel void compressor_state(device const float *kv            [[buffer(0)]],
                              device const float *gate          [[buffer(1)]],
                              device const float *bias          [[buffer(2)]],
                              device const int *positions       [[buffer(3)]],
-                             device float *state               [[buffer(4)]],
+                             device const kv_page *sessions    [[buffer(4)]],
                              constant gpu_compressor &p        [[buffer(5)]],
                              uint c                            [[thread_position_in_grid]])
 {
     const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
     if (c >= dim) { return; }
+    device float *state = (device float *)sessions[0].rows;
     const uint windows = (position + n) / p.ratio - position / p.ratio;
     // Where the unfinished window begins among these tokens.
     const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;

@@ -1,6 +1,6 @@
 // indexer.metal — which compressed rows a token attends to (report §2.3.1).
 //
-//   indexer_score   q [n, heads, dim], w [n, heads], rows   -> scores [n, stride]
+//   indexer_score   q [n, heads, dim], w [n, heads], sessions  -> scores [n, stride]
 //   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
 // score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
@@ -22,7 +22,7 @@ using namespace metal;
 [[max_total_threads_per_threadgroup(INDEX_ROWS * 4)]]
 kernel void indexer_score(device const float *q              [[buffer(0)]],
                           device const float *w              [[buffer(1)]],
-                          device const kv_page *pages        [[buffer(2)]],
+                          device const kv_page *sessions     [[buffer(2)]],
                           device const int *positions        [[buffer(3)]],
                           device float *scores               [[buffer(4)]],
                           constant gpu_indexer &p            [[buffer(5)]],
@@ -34,6 +34,7 @@ kernel void indexer_score(device const float *q              [[buffer(0)]],
     if (tg.x * INDEX_ROWS >= in_sight) { return; }
     const uint row = min(tg.x * INDEX_ROWS + tid / 4, in_sight - 1);
     const ushort quarter = tid & 3;
+    device const kv_page *pages = kv_line(sessions, p.table_stride, tg.y) + 1;
     device const uchar *line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
     float score = 0.0f;
     for (uint h0 = 0; h0 < p.heads; h0 += INDEX_HEADS) {

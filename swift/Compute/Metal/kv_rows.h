@@ -12,6 +12,11 @@ struct kv_page {
     device uchar *rows;
 };
 
+// A session's line of a table of addresses: first its ring or running sums, then its pages.
+inline device const kv_page *kv_line(device const kv_page *table, uint table_stride, uint token) {
+    return table + ulong(table_stride) * token;
+}
+
 inline device uchar *kv_row(device const kv_page *pages, uint rows_per_page, uint row_bytes, uint row) {
     return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
 }

@@ -115,6 +115,10 @@ struct gpu_key_rows {
     uint32_t unused;
 };
 
+/* What a kernel reads of sessions it finds by a table of addresses, one line a session: the ring or the
+ * running sums, then the pages of compressed rows. `table_stride` is the length of a line where every
+ * token is of a session of its own, and 0 where all are consecutive tokens of one. */
+
 struct gpu_compressor {
     struct gpu_row_format format;
     uint32_t n;
@@ -123,6 +127,8 @@ struct gpu_compressor {
     uint32_t rows_per_page;
     uint32_t rope; /* values that carry the position, at the row's end */
     float epsilon;
+    uint32_t table_stride;
+    uint32_t unused;
 };
 
 struct gpu_indexer {
@@ -134,7 +140,7 @@ struct gpu_indexer {
     uint32_t stride; /* of scores */
     uint32_t top;
     float scale;
-    uint32_t unused;
+    uint32_t table_stride;
 };
 
 struct gpu_attention {
@@ -147,6 +153,8 @@ struct gpu_attention {
     uint32_t top; /* 0: all visible rows */
     uint32_t splits;
     float scale;
+    uint32_t table_stride;
+    uint32_t unused;
 };
 
 struct gpu_router {

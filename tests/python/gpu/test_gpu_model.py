@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import ExitStack
 from typing import Any, cast
 
 import gpu_emulator
@@ -88,19 +89,27 @@ def test_decode_agrees_with_the_oracle_across_windows() -> None:
 
 def test_sessions_in_one_step_do_not_disturb_each_other() -> None:
     wanted = prompts("a")[17]
-    with _open(fixture_path("a")) as model, model.session() as first, model.session() as second:
+    with _open(fixture_path("a")) as model, ExitStack() as stack:
+        first, second, newcomer = (stack.enter_context(model.session()) for _ in range(3))
         first.prefill(wanted.tokens[:5].tolist())
         second.prefill(wanted.tokens[:8].tolist())
-        with first.fork() as twin:
+        twin = stack.enter_context(first.fork())
+        # A prompt between single tokens: those are worked on together all the same.
+        work = [
+            (first, slice(5, 6)),
+            (newcomer, slice(0, 3)),
+            (second, slice(8, 9)),
+            (twin, slice(5, 6)),
+        ]
+        # Twice: what sessions share at first is their own afterwards.
+        for _ in range(2):
             results = model.step(
-                [
-                    StepItem(s, [int(wanted.tokens[at])], all_logits=True)
-                    for s, at in ((first, 5), (second, 8), (twin, 5))
-                ]
+                [StepItem(s, wanted.tokens[at].tolist(), all_logits=True) for s, at in work]
             )
-    for result, at in zip(results, (5, 8, 5), strict=True):
-        assert result.logits is not None
-        assert error(result.logits[:, COLUMNS], wanted.logits[at : at + 1]) <= EXACT_BOUND
+            for result, (_, at) in zip(results, work, strict=True):
+                assert result.logits is not None
+                assert error(result.logits[:, COLUMNS], wanted.logits[at]) <= EXACT_BOUND
+            work = [(s, slice(at.stop, at.stop + 1)) for s, at in work]
 
 
 def _reference(
