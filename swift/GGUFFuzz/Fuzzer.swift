@@ -40,6 +40,7 @@ package struct Fuzzer {
             precondition(file.value(entry.key)?.offset == entry.value.offset)
             walk(entry.value)
         }
+        defer { withExtendedLifetime(file) {} }
         var ends: [Int: [(start: Int, end: Int)]] = [:]
         for tensor in file.tensors {
             precondition(file.tensor(tensor.name)?.fileOffset == tensor.fileOffset)

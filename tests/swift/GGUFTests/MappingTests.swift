@@ -61,6 +61,7 @@ import Darwin
             path = try directory.write(builder.bytes(), "m-0000\(i + 1)-of-00002.gguf")
         }
         let file = try GGUFFile(path: path)
+        defer { withExtendedLifetime(file) {} }
         #expect(file.tensors.map(\.name) == ["t0", "t1"])
         #expect(file.tensors[1].pointer.load(fromByteOffset: 7, as: UInt8.self) == 8)
     }
@@ -88,6 +89,7 @@ import Darwin
 
     /// Resident pages among the first of each tensor.
     private func residentDataPages(_ file: GGUFFile) throws -> Int {
+        defer { withExtendedLifetime(file) {} }
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
         var count = 0
         for tensor in file.tensors.dropFirst() {

@@ -16,6 +16,7 @@ import Testing
         builder.addTensor("b", [64, 2, 3], type: 8, byteCount: 408)
         let bytes = builder.bytes()
         let file = try open(bytes)
+        defer { withExtendedLifetime(file) {} }
         let b = try #require(file.tensor("b"))
         #expect(b.shape == [64, 2, 3] && b.type == .q8_0 && b.byteCount == 408)
         #expect(b.elementCount == 384 && b.bytesPerRow == 68)
@@ -175,6 +176,7 @@ import Testing
         builder.addTensor("a", [1], type: 0, byteCount: 4)
         builder.addTensor("b", [1], type: 0, byteCount: 4)
         let file = try open(builder)
+        defer { withExtendedLifetime(file) {} }
         #expect(file.alignment == alignment)
         #expect(file.tensors.allSatisfy { $0.fileOffset % alignment == 0 })
         #expect(file.tensors[1].pointer.load(as: UInt8.self) == 1)
