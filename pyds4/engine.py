@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pyds4._native import check, error_for, ffi, lib, text
 from pyds4._tokens import Tokens, token_array
+from pyds4.cuda import name_compiler
 from pyds4.errors import ClosedError, InvalidArgumentError, PyDS4Error, TokenOutOfRangeError
 from pyds4.files.memory import guard_load
 from pyds4.kv.prefixes import Prefixes
@@ -120,6 +121,8 @@ class Engine:
 
             self.manifest = check_manifest(path, header)
         header.close()
+        if backend in ("auto", "cuda"):
+            name_compiler()
         options = ffi.new("pyds4_engine_options *")
         options.struct_size = ffi.sizeof("pyds4_engine_options")
         name = ffi.new("char[]", backend.encode())

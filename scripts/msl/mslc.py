@@ -323,8 +323,16 @@ def gen_cuda(kernels):
             else:
                 args.append("msl_builtin<%s>(msl_%s())" % (p["type"], p["attr"]))
         o.append(
-            'extern "C" __global__ void __launch_bounds__(%s) msl_%s(%s) { %s(%s); }'
-            % (K["max_threads"] or 1024, K["name"], ", ".join(ps), K["name"], ", ".join(args))
+            "#if !defined(MSL_SOME) || defined(MSL_WITH_%s)\n"
+            'extern "C" __global__ void __launch_bounds__(%s) msl_%s(%s) { %s(%s); }\n#endif'
+            % (
+                K["name"],
+                K["max_threads"] or 1024,
+                K["name"],
+                ", ".join(ps),
+                K["name"],
+                ", ".join(args),
+            )
         )
     return "\n".join(o)
 

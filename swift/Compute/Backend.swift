@@ -12,6 +12,8 @@ public protocol Backend: AnyObject {
     var memory: any Memory { get }
     /// Prompts are evaluated in chunks that end at multiples of this many tokens.
     var chunkTokens: Int { get }
+    /// What a GPU has left; nil where the CPU computes.
+    var deviceMemory: DeviceMemory? { get }
 
     /// Makes weights ready to compute with; called once, before any other method sees them.
     func load(_ weights: [Matrix], _ tables: [IntTable]) throws
@@ -81,7 +83,19 @@ public protocol Backend: AnyObject {
     func experts(_ call: ExpertsCall) throws -> Tensor
 }
 
+/// Memory that a GPU computes with, in bytes.
+public struct DeviceMemory: Sendable {
+    /// "NVIDIA H200".
+    public let name: String
+    public let available: Int
+    /// Taken for activations already.
+    public let buffers: Int
+    /// Tokens of a prompt that are computed at once.
+    public let chunkTokens: Int
+}
+
 extension Backend {
+    public var deviceMemory: DeviceMemory? { nil }
     public func beginPass() {}
     public func concurrently<R>(_ isIndependent: Bool, _ body: () throws -> R) rethrows -> R { try body() }
 

@@ -1,120 +1,127 @@
 import GPUSources
+import Synchronization
 #if canImport(Glibc)
 import Glibc
 #else
 import Darwin
 #endif
 
-/// The kernels as machine code for one NVIDIA architecture, made by NVRTC once and then kept in a file.
+/// The kernels as machine code for one NVIDIA architecture and the types of one model: in parts that are
+/// compiled side by side, once, and then kept in files.
+///
+/// A file's name says all that went into it but the compiler's version: code of any is good for every driver
+/// that loads it.
 enum CUDACompiler {
+    /// Kernels that take long to compile are alone.
+    static let parts: [[GPUKernel]] = {
+        let alone: [GPUKernel] = [.experts_down, .matvec_4, .experts_gate_up, .matvec_1, .matmul_tile, .matmul_experts]
+        let others = GPUKernel.allCases.filter { !alone.contains($0) }
+        let bundles = 4
+        return alone.map { [$0] }
+            + (0..<bundles).map { bundle in others.enumerated().filter { $0.offset % bundles == bundle }.map(\.element) }
+    }()
+
+    /// - Throws: `ComputeError.device` when there is neither a compiler nor anything it made before.
+    static func check(architecture: String, cache: KernelCache? = .standard) throws {
+        guard NVRTC() != nil || cache?.holdsAny(prefix: prefix(architecture)) == true else { throw missing }
+    }
+
+    private static let missing = ComputeError.device(
+        "backend 'cuda': NVIDIA's run-time compiler was not found; `pip install nvidia-cuda-nvrtc`, or name "
+            + "libnvrtc.so in PYDS4_NVRTC")
+
+    private static func prefix(_ architecture: String) -> String {
+        var hash = FNV()
+        let source = gpu_source_cuda_text()!
+        hash.add(UnsafeRawBufferPointer(start: source, count: strlen(source)))
+        for option in NVRTC.options { option.utf8.withContiguousStorageIfAvailable { hash.add(UnsafeRawBufferPointer($0)) } }
+        return "gpu-\(architecture)-\(String(hash.value, radix: 16))-"
+    }
+
+    /// The code of each of `parts`.
+    ///
     /// - Parameters:
     ///   - architecture: "sm_90".
+    ///   - types: Bits of QUANT_TYPES: the code of others is left out.
     ///   - isFresh: Compile, whatever was kept.
     /// - Throws: `ComputeError.device` when NVRTC is missing or refuses.
-    static func kernels(architecture: String, isFresh: Bool = false) throws -> [UInt8] {
-        let source = gpu_source_cuda_text()!
-        let file = cacheDirectory().map { "\($0)/kernels-\(architecture)-\(hash(source)).cubin" }
-        if !isFresh, let file, let kept = read(file), !kept.isEmpty { return kept }
-        let compiled = try compile(source, architecture)
-        if let file { write(compiled, file) }
-        return compiled
-    }
-
-    // MARK: NVRTC
-
-    private typealias Status = Int32
-    private typealias Program = OpaquePointer?
-
-    /// Where a driver's tools and Python's wheels put it.
-    private static var libraries: [String] {
-        let named = getenv("PYDS4_NVRTC").map { [String(cString: $0)] } ?? []
-        return named + ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "/usr/local/cuda/lib64/libnvrtc.so"]
-    }
-
-    private static func compile(_ source: UnsafePointer<CChar>, _ architecture: String) throws -> [UInt8] {
-        guard let library = libraries.lazy.compactMap({ dlopen($0, RTLD_NOW | RTLD_GLOBAL) }).first else {
-            throw ComputeError.device(
-                "backend 'cuda': NVIDIA's run-time compiler was not found; `pip install nvidia-cuda-nvrtc`, or "
-                    + "name libnvrtc.so in PYDS4_NVRTC")
-        }
-        func find<F>(_ name: String) throws -> F {
-            guard let symbol = dlsym(library, name) else {
-                throw ComputeError.device("backend 'cuda': libnvrtc has no \(name)")
+    static func modules(_ parts: [[GPUKernel]] = parts, architecture: String, types: UInt32, isFresh: Bool = false,
+                        cache: KernelCache? = .standard) throws -> [[UInt8]] {
+        let prefix = prefix(architecture)
+        let names = parts.map { part in "\(prefix)\(String(types, radix: 16))-\(part[0].name).cubin" }
+        let kept = names.map { isFresh ? nil : cache?.read($0) }
+        let wanted = parts.indices.filter { kept[$0] == nil }
+        if wanted.isEmpty { return kept.map { $0! } }
+        guard let compiler = NVRTC() else { throw missing }
+        let made = Parallel.map(wanted) { index in
+            Result {
+                let definitions = ["MSL_SOME", "QUANT_TYPES=\(types)u"] + parts[index].map { "MSL_WITH_\($0.name)" }
+                let code = try compiler.compile(gpu_source_cuda_text(), architecture, definitions)
+                cache?.write(code, names[index])
+                return code
             }
-            return unsafeBitCast(symbol, to: F.self)
         }
-        let create: @convention(c) (UnsafeMutablePointer<Program>, UnsafePointer<CChar>, UnsafePointer<CChar>, Int32,
-                                    OpaquePointer?, OpaquePointer?) -> Status = try find("nvrtcCreateProgram")
-        let run: @convention(c) (Program, Int32, UnsafePointer<UnsafePointer<CChar>?>) -> Status
-            = try find("nvrtcCompileProgram")
-        let logSize: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Status = try find("nvrtcGetProgramLogSize")
-        let log: @convention(c) (Program, UnsafeMutablePointer<CChar>) -> Status = try find("nvrtcGetProgramLog")
-        let size: @convention(c) (Program, UnsafeMutablePointer<Int>) -> Status = try find("nvrtcGetCUBINSize")
-        let code: @convention(c) (Program, UnsafeMutablePointer<UInt8>) -> Status = try find("nvrtcGetCUBIN")
+        var all = kept
+        for (index, result) in zip(wanted, made) { all[index] = try result.get() }
+        return all.map { $0! }
+    }
+}
 
-        var program: Program = nil
-        guard create(&program, source, "pyds4.cu", 0, nil, nil) == 0 else {
-            throw ComputeError.device("backend 'cuda': NVRTC cannot start")
+/// Work on several threads, one a processor.
+enum Parallel {
+    private final class Job<Value: Sendable>: Sendable {
+        let values: [Int]
+        let body: @Sendable (Int) -> Value
+        let next = Atomic(0)
+        let done: Mutex<[Value?]>
+
+        init(_ values: [Int], _ body: @escaping @Sendable (Int) -> Value) {
+            self.values = values
+            self.body = body
+            done = Mutex(values.map { _ in nil })
         }
-        let options = ["--gpu-architecture=\(architecture)", "-default-device", "-std=c++14",
-                       "-diag-suppress=1097,1444,177,550"]
-        let copies = options.map { strdup($0) }
-        defer { copies.forEach { free($0) } }
-        let status = run(program, Int32(options.count), copies.map { UnsafePointer($0) })
-        guard status == 0 else {
-            var count = 0
-            _ = logSize(program, &count)
-            var text = [CChar](repeating: 0, count: count + 1)
-            _ = log(program, &text)
-            let message = String(decoding: text.prefix(2000).prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-            throw ComputeError.device("backend 'cuda': NVRTC refused the kernels for \(architecture): \(message)")
-        }
-        var count = 0
-        _ = size(program, &count)
-        return [UInt8](unsafeUninitializedCapacity: count) { buffer, used in
-            _ = code(program, buffer.baseAddress!)
-            used = count
+
+        func run() {
+            while true {
+                let slot = next.add(1, ordering: .relaxed).oldValue
+                guard slot < values.count else { return }
+                let value = body(values[slot])
+                done.withLock { $0[slot] = value }
+            }
         }
     }
 
-    // MARK: Kept between runs
+    static func map<Value: Sendable>(_ values: [Int], _ body: @escaping @Sendable (Int) -> Value) -> [Value] {
+        let job = Job(values, body)
+        #if canImport(Glibc)
+        // This thread is one of them.
+        let helpers = (1..<max(1, min(values.count, sysconf(Int32(_SC_NPROCESSORS_ONLN)), 16))).compactMap { _ in start(job) }
+        job.run()
+        for thread in helpers { pthread_join(thread, nil) }
+        #else
+        job.run()
+        #endif
+        return job.done.withLock { $0.map { $0! } }
+    }
 
-    private static func hash(_ text: UnsafePointer<CChar>) -> String {
-        var value: UInt64 = 0xcbf2_9ce4_8422_2325
-        var at = text
-        while at.pointee != 0 {
-            value = (value ^ UInt64(UInt8(bitPattern: at.pointee))) &* 0x100_0000_01b3
-            at += 1
+    #if canImport(Glibc)
+    private final class Closure: Sendable {
+        let body: @Sendable () -> Void
+        init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+    }
+
+    private static func start<Value>(_ job: Job<Value>) -> pthread_t? {
+        let context = Unmanaged.passRetained(Closure { job.run() })
+        var thread = pthread_t()
+        let failed = pthread_create(&thread, nil, { argument in
+            Unmanaged<Closure>.fromOpaque(argument!).takeRetainedValue().body()
+            return nil
+        }, context.toOpaque())
+        if failed != 0 {
+            context.release()
+            return nil
         }
-        return String(value, radix: 16)
+        return thread
     }
-
-    private static func cacheDirectory() -> String? {
-        let base = getenv("XDG_CACHE_HOME").map { String(cString: $0) }
-            ?? getenv("HOME").map { String(cString: $0) + "/.cache" }
-        guard let base, !base.isEmpty else { return nil }
-        mkdir(base, 0o755)
-        let own = base + "/pyds4"
-        mkdir(own, 0o755)
-        return own
-    }
-
-    private static func read(_ path: String) -> [UInt8]? {
-        guard let file = fopen(path, "rb") else { return nil }
-        defer { fclose(file) }
-        fseek(file, 0, SEEK_END)
-        let size = ftell(file)
-        rewind(file)
-        guard size > 0 else { return nil }
-        var bytes = [UInt8](repeating: 0, count: size)
-        return fread(&bytes, 1, size, file) == size ? bytes : nil
-    }
-
-    /// Whole or not at all: another process may read it.
-    private static func write(_ bytes: [UInt8], _ path: String) {
-        let fresh = "\(path).\(getpid())"
-        guard let file = fopen(fresh, "wb") else { return }
-        let written = fwrite(bytes, 1, bytes.count, file)
-        if fclose(file) == 0, written == bytes.count { rename(fresh, path) } else { unlink(fresh) }
-    }
+    #endif
 }

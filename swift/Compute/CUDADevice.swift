@@ -14,8 +14,11 @@ public final class CUDADevice: GPUDevice {
     private let driver: CUDADriver
     private let context: CUDADriver.Handle
     private let stream: CUDADriver.Handle
-    private let module: CUDADriver.Handle
-    private let functions: [CUDADriver.Handle]
+    /// "sm_90".
+    private let architecture: String
+    private var modules: [CUDADriver.Handle] = []
+    /// Of `GPUKernel`s, by their raw values.
+    private var functions: [CUDADriver.Handle] = []
     /// Memory that copies to and from without an extra copy.
     private let staging: UnsafeMutableRawPointer
     private static let stagingByteCount = 16 << 20
@@ -52,30 +55,17 @@ public final class CUDADevice: GPUDevice {
         guard major >= 8 else {
             throw ComputeError.device("backend 'cuda': \(model) has compute capability \(major).\(minor); 8.0 is needed")
         }
-        var context: CUDADriver.Handle = nil, stream: CUDADriver.Handle = nil, module: CUDADriver.Handle = nil
+        var context: CUDADriver.Handle = nil, stream: CUDADriver.Handle = nil
         try driver.check(driver.contextRetain(&context, device), "opening \(model)")
         try driver.check(driver.contextSet(context), "using \(model)")
         try driver.check(driver.streamCreate(&stream, 1), "making a stream")
-        let architecture = "sm_\(major)\(minor)"
-        func load(_ code: [UInt8]) -> CUDADriver.Status {
-            code.withUnsafeBytes { driver.moduleLoad(&module, $0.baseAddress!) }
-        }
-        // Code that was kept may be of a compiler that this driver is too old for.
-        if load(try CUDACompiler.kernels(architecture: architecture)) != 0 {
-            try driver.check(load(try CUDACompiler.kernels(architecture: architecture, isFresh: true)),
-                             "loading the kernels")
-        }
-        functions = try GPUKernel.allCases.map { kernel in
-            var function: CUDADriver.Handle = nil
-            try driver.check(driver.moduleFunction(&function, module, "msl_" + kernel.name), "kernel \(kernel.name)")
-            return function
-        }
+        architecture = "sm_\(major)\(minor)"
+        try CUDACompiler.check(architecture: architecture)
         var staging: UnsafeMutableRawPointer?
         try driver.check(driver.allocateHost(&staging, Self.stagingByteCount, 0), "allocating pinned memory")
         self.staging = staging!
         self.context = context
         self.stream = stream
-        self.module = module
         if getenv("PYDS4_CUDA_PROFILE") != nil { profile = CUDAProfile(driver) }
     }
 
@@ -85,8 +75,34 @@ public final class CUDADevice: GPUDevice {
         _ = driver.streamWait(stream)
         for graph in graphs.values { _ = driver.graphExecDestroy(graph.executable) }
         _ = driver.freeHost(staging)
-        _ = driver.moduleUnload(module)
+        for module in modules { _ = driver.moduleUnload(module) }
         _ = driver.streamDestroy(stream)
+    }
+
+    public func prepare(types: Set<UInt32>) throws {
+        enter()
+        let bits = types.reduce(UInt32(0)) { $0 | 1 << gpu_type_bit($1) }
+        func load(isFresh: Bool) throws -> CUDADriver.Status {
+            for code in try CUDACompiler.modules(architecture: architecture, types: bits, isFresh: isFresh) {
+                var module: CUDADriver.Handle = nil
+                let status = code.withUnsafeBytes { driver.moduleLoad(&module, $0.baseAddress!) }
+                guard status == 0 else { return status }
+                modules.append(module)
+            }
+            return 0
+        }
+        // Code that was kept may be of a compiler that this driver is too old for.
+        if try load(isFresh: false) != 0 {
+            for module in modules { _ = driver.moduleUnload(module) }
+            modules = []
+            try driver.check(try load(isFresh: true), "loading the kernels")
+        }
+        functions = try GPUKernel.allCases.map { kernel in
+            let part = CUDACompiler.parts.firstIndex { $0.contains(kernel) }!
+            var function: CUDADriver.Handle = nil
+            try driver.check(driver.moduleFunction(&function, modules[part], "msl_" + kernel.name), "kernel \(kernel.name)")
+            return function
+        }
     }
 
     /// The context belongs to a thread, and callers may be any thread.

@@ -31,6 +31,7 @@ public final class GPUBackend: Backend {
     }
 
     public func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
+        try device.prepare(types: GPUWeights.types(of: weights, isUnified: device.isUnified))
         let mixers = weights.filter { $0.name.contains("hc_") }
         for m in mixers where m.columns > 4 * 8192 {
             throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU takes at most 32768")
@@ -42,6 +43,11 @@ public final class GPUBackend: Backend {
         let unusual = mixers.filter { !Self.mixTypes.contains($0.type) }
         try self.weights.loadDecoded(unusual)
         try self.weights.load(weights.filter { m in !unusual.contains { $0.data == m.data } }, tables)
+    }
+
+    public var deviceMemory: DeviceMemory? {
+        DeviceMemory(name: device.model, available: device.availableByteCount + gpu.spareByteCount,
+                     buffers: arena.byteCount, chunkTokens: chunkTokens)
     }
 
     /// Inside `concurrently`: how many commands it has had.

@@ -12,6 +12,9 @@ public protocol GPUDevice: AnyObject {
     /// Bytes that could be allocated now, as far as the system says.
     var availableByteCount: Int { get }
 
+    /// Makes the kernels ready for weights of these types, GPU_… of kernel_args.h, before anything else is asked.
+    func prepare(types: Set<UInt32>) throws
+
     /// - Throws: `ComputeError.outOfMemory`.
     func allocate(byteCount: Int) throws -> UnsafeMutableRawPointer
     func free(_ address: UnsafeMutableRawPointer)
@@ -27,6 +30,10 @@ public protocol GPUDevice: AnyObject {
     func write(_ host: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int) throws
     func read(_ source: UnsafeRawPointer, into host: UnsafeMutableRawPointer, byteCount: Int) throws
     func wait() throws
+}
+
+extension GPUDevice {
+    public func prepare(types: Set<UInt32>) {}
 }
 
 /// The kernels by their names in Compute/Metal, and the threads of a threadgroup of each.

@@ -55,6 +55,11 @@ public final class GPUMemory: Memory, @unchecked Sendable {  // everything mutab
         return slab!.address
     }
 
+    /// Taken from the device and in no use.
+    var spareByteCount: Int {
+        lock.withLock { _ in freed.reduce(slab?.left ?? 0) { $0 + $1.key * $1.value.count } }
+    }
+
     public func free(_ address: UnsafeMutableRawPointer, byteCount: Int) {
         lock.withLock { _ in freed[Self.sizeClass(byteCount), default: []].append(address) }
     }

@@ -25,6 +25,17 @@ final class GPUWeights {
 
     init(_ memory: GPUMemory) { self.memory = memory }
 
+    /// What `load` makes of these, f32 included.
+    static func types(of weights: [Matrix], isUnified: Bool) -> Set<UInt32> {
+        var types = Set(weights.map { UInt32($0.type) })
+        types.insert(UInt32(GPU_F32))
+        if !isUnified {
+            if types.remove(UInt32(GPU_Q8_0)) != nil { types.insert(UInt32(GPU_Q8_0_PLANES)) }
+            if types.remove(UInt32(GPU_IQ2_XXS)) != nil { types.insert(UInt32(GPU_IQ2_XXS_PLANES)) }
+        }
+        return types
+    }
+
     /// - Throws: `ComputeError.device` with figures when they do not fit.
     func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
         let device = memory.device

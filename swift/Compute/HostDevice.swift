@@ -10,7 +10,9 @@ public final class HostDevice: GPUDevice {
     public let name = "emulated"
     public let model = "CPU"
     public let isUnified = false
-    public let availableByteCount = Int.max
+    /// As much as PYDS4_EMULATOR_MEMORY pretends, in bytes.
+    public private(set) var availableByteCount = getenv("PYDS4_EMULATOR_MEMORY").flatMap { Int(String(cString: $0)) } ?? 1 << 60
+    private var sizes: [UnsafeMutableRawPointer: Int] = [:]
 
     private typealias Dispatch = @convention(c) (
         UnsafePointer<CChar>, UnsafePointer<UInt32>, UnsafePointer<UInt32>, UnsafePointer<UnsafeMutableRawPointer?>
@@ -30,13 +32,17 @@ public final class HostDevice: GPUDevice {
 
     public func allocate(byteCount: Int) throws -> UnsafeMutableRawPointer {
         var address: UnsafeMutableRawPointer?
+        guard byteCount <= availableByteCount else { throw ComputeError.outOfMemory(byteCount: byteCount) }
         guard posix_memalign(&address, 256, max(byteCount, 1)) == 0, let address else {
             throw ComputeError.outOfMemory(byteCount: byteCount)
         }
+        availableByteCount -= byteCount
+        sizes[address] = byteCount
         return address
     }
 
     public func free(_ address: UnsafeMutableRawPointer) {
+        availableByteCount += sizes.removeValue(forKey: address) ?? 0
         #if canImport(Glibc)
         Glibc.free(address)
         #else

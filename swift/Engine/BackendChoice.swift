@@ -8,20 +8,25 @@ import Darwin
 extension EngineOptions {
     /// The backend that the options name; "auto" takes a GPU that is there and can hold the model, else the CPU.
     ///
-    /// - Parameter weightByteCount: Of the model.
-    /// - Throws: `EngineError.backendUnavailable`, saying what is missing.
-    func makeBackend(weightByteCount: Int) throws -> (backend: any Backend, threads: Int) {
+    /// - Throws: `EngineError.backendUnavailable`, saying what is missing; `.memoryLimit` when the model does not
+    ///   fit the GPU that was asked for.
+    func makeBackend(_ admission: Admission) throws -> (backend: any Backend, threads: Int) {
+        func gpu(_ device: any GPUDevice) throws -> (backend: any Backend, threads: Int) {
+            let backend = GPUBackend(device, isExact: isExact)
+            try admission.check(load: backend.deviceMemory!)
+            return (backend, 1)
+        }
         switch backend {
         case .cpu:
             return try cpu()
         case .auto:
-            guard let device = try? systemDevice(), weightByteCount < device.availableByteCount else { return try cpu() }
-            return (GPUBackend(device, isExact: isExact), 1)
+            guard let device = try? systemDevice(), let found = try? gpu(device) else { return try cpu() }
+            return found
         case .cuda:
-            return (GPUBackend(try CUDADevice(), isExact: isExact), 1)
+            return try gpu(try CUDADevice())
         case .metal:
             #if canImport(Metal)
-            return (GPUBackend(try MetalDevice(), isExact: isExact), 1)
+            return try gpu(try MetalDevice())
             #else
             throw EngineError.backendUnavailable("backend 'metal' exists on macOS only; use 'cuda' or 'cpu'")
             #endif
@@ -30,7 +35,7 @@ extension EngineOptions {
                 throw EngineError.backendUnavailable(
                     "backend 'emulated' is for tests: PYDS4_EMULATOR must name the library that scripts/msl builds")
             }
-            return (GPUBackend(try HostDevice(library: String(cString: path)), isExact: isExact), 1)
+            return try gpu(try HostDevice(library: String(cString: path)))
         }
     }
 

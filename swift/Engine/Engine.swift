@@ -25,6 +25,7 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
 
     public var configuration: Configuration { model.configuration }
     public let threads: Int
+    private let admission: Admission
 
     /// Prompts are evaluated in chunks that end at multiples of this many tokens; results do not
     /// depend on it. Larger chunks read experts less often, smaller ones answer a cancel sooner.
@@ -45,7 +46,8 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
             file = try GGUFFile(path: path)
             self.options = options
             let backend: any Backend
-            (backend, threads) = try options.makeBackend(weightByteCount: file.tensors.reduce(0) { $0 + $1.byteCount })
+            admission = Admission(file, try Configuration(file), roundings: options.roundings)
+            (backend, threads) = try options.makeBackend(admission)
             model = try Transformer(file, backend: backend, roundings: options.roundings)
             prefixes = Prefixes { [file, model] in modelIdentity(file, model.configuration, model.formats) }
         } catch {
@@ -60,6 +62,10 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
             throw EngineError.invalidArgument("context: expected 1 to \(limit) tokens, found \(context)")
         }
         do {
+            // Memory grows with use: only what is asked for must be there.
+            if let context, let memory = model.backend.deviceMemory {
+                try lock.withLock { try admission.check(session: context, memory) }
+            }
             return Session(engine: self, context: context ?? limit, cache: try model.emptyCache())
         } catch {
             throw EngineError(error)

@@ -10,6 +10,7 @@ public enum EngineError: Error, CustomStringConvertible {
     case model(ModelError)
     case backendUnavailable(String)
     case outOfMemory(byteCount: Int)
+    case memoryLimit(String)
     case tokenOutOfRange(token: Int32, index: Int, vocabulary: Int)
     case contextFull(needed: Int, context: Int)
     case cancelled(position: Int)
@@ -39,6 +40,7 @@ public enum EngineError: Error, CustomStringConvertible {
         case let .backendUnavailable(reason): reason
         case .outOfMemory(0): "the system refused to start threads"
         case let .outOfMemory(byteCount): "the system refused \(byteCount) bytes of memory"
+        case let .memoryLimit(reason): reason
         case let .tokenOutOfRange(token, index, vocabulary):
             "token \(token) at index \(index) is not an id from 0 to \(vocabulary - 1)"
         case let .contextFull(needed, context):

@@ -252,6 +252,10 @@ enum { GPU_F32 = 0, GPU_F16 = 1, GPU_Q4_0 = 2, GPU_Q8_0 = 8, GPU_Q2_K = 10, GPU_
        GPU_Q5_K = 13, GPU_Q6_K = 14, GPU_IQ2_XXS = 16, GPU_BF16 = 30, GPU_MXFP4 = 39, GPU_Q8_0_PLANES = 108,
        GPU_IQ2_XXS_PLANES = 116 };
 
+
+
+
+
 enum { GPU_ROW_F32 = 0, GPU_ROW_FP8 = 1, GPU_ROW_FP4 = 2 };
 enum { GPU_MOST_JOBS = 8 };
 
@@ -1875,22 +1879,29 @@ msl_inline void quant_lane_x(msl_device const float *x, uint columns, uint k0, u
 }
 
 // Calls BODY(T) for the format that `type` names.
+// A device may know which types its model has, and leave out the code of the others: bits of QUANT_TYPES.
+#ifndef QUANT_TYPES
+#define QUANT_TYPES 0xffffffffu
+#endif
+#define QUANT_BIT(T) ((T) < 32 ? (T) : (T) == GPU_MXFP4 ? 9 : (T) == GPU_Q8_0_PLANES ? 3 : 4)
+#define QUANT_CASE(T, BODY) case T: if ((QUANT_TYPES >> QUANT_BIT(T) & 1u) != 0u) { BODY(T); } break;
+
 #define QUANT_SWITCH(type, BODY) \
     switch (type) { \
-    case GPU_F32: BODY(GPU_F32); break; \
-    case GPU_F16: BODY(GPU_F16); break; \
-    case GPU_BF16: BODY(GPU_BF16); break; \
-    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
-    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
-    case GPU_Q4_0: BODY(GPU_Q4_0); break; \
-    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
-    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
-    case GPU_Q3_K: BODY(GPU_Q3_K); break; \
-    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
-    case GPU_Q5_K: BODY(GPU_Q5_K); break; \
-    case GPU_Q6_K: BODY(GPU_Q6_K); break; \
-    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
-    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    QUANT_CASE(GPU_F32, BODY) \
+    QUANT_CASE(GPU_F16, BODY) \
+    QUANT_CASE(GPU_BF16, BODY) \
+    QUANT_CASE(GPU_Q8_0, BODY) \
+    QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
+    QUANT_CASE(GPU_Q4_0, BODY) \
+    QUANT_CASE(GPU_MXFP4, BODY) \
+    QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q3_K, BODY) \
+    QUANT_CASE(GPU_Q4_K, BODY) \
+    QUANT_CASE(GPU_Q5_K, BODY) \
+    QUANT_CASE(GPU_Q6_K, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \
     default: break; \
     }
 
@@ -2941,14 +2952,14 @@ msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base,
 
 #define TILE_SWITCH(type, BODY) \
     switch (type) { \
-    case GPU_F16: BODY(GPU_F16); break; \
-    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
-    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
-    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
-    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
-    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
-    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
-    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    QUANT_CASE(GPU_F16, BODY) \
+    QUANT_CASE(GPU_Q8_0, BODY) \
+    QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
+    QUANT_CASE(GPU_MXFP4, BODY) \
+    QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q4_K, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \
     default: break; \
     }
 
@@ -3219,39 +3230,111 @@ MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int 
     if (tid == 0) { tokens[row] = lowest == 0x7fffffffu ? -1 : int(lowest); }
 }
 
+#if !defined(MSL_SOME) || defined(MSL_WITH_attention_split)
 extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32) msl_attention_split(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_split(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_attention_tiles)
 extern "C" __global__ void __launch_bounds__(256) msl_attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { attention_tiles(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_attention_merge)
 extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, const __grid_constant__ gpu_attention p) { attention_merge(parts, sums, sinks, table, rows_here, positions, out, sessions, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_compressor_step)
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { compressor_step(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_compressor_rows)
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { compressor_rows(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_compressor_state)
 extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { compressor_state(kv, gate, bias, positions, sessions, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_copy_many)
 extern "C" __global__ void __launch_bounds__(256) msl_copy_many(const __grid_constant__ copy_jobs p) { copy_many(p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_gate_up)
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { experts_gate_up(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_down)
 extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_sort)
 extern "C" __global__ void __launch_bounds__(SORT_THREADS) msl_experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, const __grid_constant__ gpu_experts p) { experts_sort(ids, order, place, tiles, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_swiglu)
 extern "C" __global__ void __launch_bounds__(1024) msl_experts_swiglu(msl_device float * gate, msl_device const float * up, msl_device const uint * order, msl_device const float * weights, const __grid_constant__ gpu_experts p) { experts_swiglu(gate, up, order, weights, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_shared_swiglu)
 extern "C" __global__ void __launch_bounds__(1024) msl_shared_swiglu(msl_device float * gate, msl_device const float * up, const __grid_constant__ gpu_experts p) { shared_swiglu(gate, up, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_sum)
 extern "C" __global__ void __launch_bounds__(1024) msl_experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, const __grid_constant__ gpu_experts p) { experts_sum(parts, place, y, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_spread)
 extern "C" __global__ void __launch_bounds__(1024) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix)
 extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { hc_mix(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_enter)
 extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_head)
 extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, const __grid_constant__ gpu_hc p) { hc_head(mix, scale, base, streams, norm, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_leave)
 extern "C" __global__ void __launch_bounds__(1024) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, const __grid_constant__ gpu_hc p) { hc_leave(y, post, comb, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_indexer_score)
 extern "C" __global__ void __launch_bounds__(INDEX_ROWS * 4) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { indexer_score(q, w, sessions, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_indexer_top_k)
 extern "C" __global__ void __launch_bounds__(TOP_THREADS) msl_indexer_top_k(msl_device const float * scores, msl_device const int * positions, msl_device int * selected, msl_device int * counts, const __grid_constant__ gpu_indexer p) { indexer_top_k(scores, positions, selected, counts, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_kv_key_rows)
 extern "C" __global__ void __launch_bounds__(32) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_kv_index_queries)
 extern "C" __global__ void __launch_bounds__(32) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matvec_common)
 extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_common(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_common(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matvec_1)
 extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_1(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matvec_4)
 extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { matvec_4(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matmul_embed)
 extern "C" __global__ void __launch_bounds__(256) msl_matmul_embed(msl_device const uchar * table, msl_device const int * tokens, msl_device float * x, const __grid_constant__ gpu_embed p) { matmul_embed(table, tokens, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_q8_0)
 extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { quant_repack_q8_0(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_iq2_xxs)
 extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { quant_repack_iq2_xxs(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matmul_tile)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_tile(msl_device const uchar * w, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matmul p) { matmul_tile(w, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matmul_experts)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, const __grid_constant__ gpu_matmul p) { matmul_experts(w, x, y, tiles, order, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_rms_norm_f32)
 extern "C" __global__ void __launch_bounds__(256) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_rope_table_f32)
 extern "C" __global__ void __launch_bounds__(1024) msl_rope_table_f32(msl_device const int * positions, msl_device const float * frequencies, msl_device float2 * table, const __grid_constant__ gpu_rope_table p) { rope_table_f32(positions, frequencies, table, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_rope_queries_f32)
 extern "C" __global__ void __launch_bounds__(32) msl_rope_queries_f32(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_queries p) { rope_queries_f32(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_router_top_k)
 extern "C" __global__ void __launch_bounds__(32) msl_router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { router_top_k(logits, bias, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_router_hash)
 extern "C" __global__ void __launch_bounds__(32) msl_router_hash(msl_device const float * logits, msl_device const int * table, msl_device const int * tokens, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { router_hash(logits, table, tokens, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_sampling_argmax)
 extern "C" __global__ void __launch_bounds__(SAMPLING_THREADS) msl_sampling_argmax(msl_device const float * logits, msl_device int * tokens, const __grid_constant__ gpu_sampling p) { sampling_argmax(logits, tokens, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif

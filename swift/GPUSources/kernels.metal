@@ -42,6 +42,10 @@ enum { GPU_F32 = 0, GPU_F16 = 1, GPU_Q4_0 = 2, GPU_Q8_0 = 8, GPU_Q2_K = 10, GPU_
        GPU_Q5_K = 13, GPU_Q6_K = 14, GPU_IQ2_XXS = 16, GPU_BF16 = 30, GPU_MXFP4 = 39, GPU_Q8_0_PLANES = 108,
        GPU_IQ2_XXS_PLANES = 116 };
 
+
+
+
+
 enum { GPU_ROW_F32 = 0, GPU_ROW_FP8 = 1, GPU_ROW_FP4 = 2 };
 enum { GPU_MOST_JOBS = 8 };
 
@@ -1665,22 +1669,29 @@ inline void quant_lane_x(device const float *x, uint columns, uint k0, ushort la
 }
 
 // Calls BODY(T) for the format that `type` names.
+// A device may know which types its model has, and leave out the code of the others: bits of QUANT_TYPES.
+#ifndef QUANT_TYPES
+#define QUANT_TYPES 0xffffffffu
+#endif
+#define QUANT_BIT(T) ((T) < 32 ? (T) : (T) == GPU_MXFP4 ? 9 : (T) == GPU_Q8_0_PLANES ? 3 : 4)
+#define QUANT_CASE(T, BODY) case T: if ((QUANT_TYPES >> QUANT_BIT(T) & 1u) != 0u) { BODY(T); } break;
+
 #define QUANT_SWITCH(type, BODY) \
     switch (type) { \
-    case GPU_F32: BODY(GPU_F32); break; \
-    case GPU_F16: BODY(GPU_F16); break; \
-    case GPU_BF16: BODY(GPU_BF16); break; \
-    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
-    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
-    case GPU_Q4_0: BODY(GPU_Q4_0); break; \
-    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
-    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
-    case GPU_Q3_K: BODY(GPU_Q3_K); break; \
-    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
-    case GPU_Q5_K: BODY(GPU_Q5_K); break; \
-    case GPU_Q6_K: BODY(GPU_Q6_K); break; \
-    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
-    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    QUANT_CASE(GPU_F32, BODY) \
+    QUANT_CASE(GPU_F16, BODY) \
+    QUANT_CASE(GPU_BF16, BODY) \
+    QUANT_CASE(GPU_Q8_0, BODY) \
+    QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
+    QUANT_CASE(GPU_Q4_0, BODY) \
+    QUANT_CASE(GPU_MXFP4, BODY) \
+    QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q3_K, BODY) \
+    QUANT_CASE(GPU_Q4_K, BODY) \
+    QUANT_CASE(GPU_Q5_K, BODY) \
+    QUANT_CASE(GPU_Q6_K, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \
     default: break; \
     }
 
@@ -2731,14 +2742,14 @@ inline void tile_product(device const uchar *w, ulong plane, ulong base, uint ro
 
 #define TILE_SWITCH(type, BODY) \
     switch (type) { \
-    case GPU_F16: BODY(GPU_F16); break; \
-    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
-    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
-    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
-    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
-    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
-    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
-    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    QUANT_CASE(GPU_F16, BODY) \
+    QUANT_CASE(GPU_Q8_0, BODY) \
+    QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
+    QUANT_CASE(GPU_MXFP4, BODY) \
+    QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q4_K, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \
     default: break; \
     }
 

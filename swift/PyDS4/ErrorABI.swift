@@ -39,7 +39,7 @@ extension EngineError {
         case let .file(error): error.kind == .notFound ? PYDS4_FILE_NOT_FOUND : PYDS4_BAD_FILE
         case .model: PYDS4_UNSUPPORTED_MODEL
         case .backendUnavailable: PYDS4_BACKEND_UNAVAILABLE
-        case .outOfMemory: PYDS4_OUT_OF_MEMORY
+        case .outOfMemory, .memoryLimit: PYDS4_OUT_OF_MEMORY
         case .tokenOutOfRange: PYDS4_TOKEN_OUT_OF_RANGE
         case .contextFull: PYDS4_CONTEXT_FULL
         case .cancelled: PYDS4_CANCELLED

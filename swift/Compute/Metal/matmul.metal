@@ -336,14 +336,14 @@ inline void tile_product(device const uchar *w, ulong plane, ulong base, uint ro
 
 #define TILE_SWITCH(type, BODY) \
     switch (type) { \
-    case GPU_F16: BODY(GPU_F16); break; \
-    case GPU_Q8_0: BODY(GPU_Q8_0); break; \
-    case GPU_Q8_0_PLANES: BODY(GPU_Q8_0_PLANES); break; \
-    case GPU_MXFP4: BODY(GPU_MXFP4); break; \
-    case GPU_Q2_K: BODY(GPU_Q2_K); break; \
-    case GPU_Q4_K: BODY(GPU_Q4_K); break; \
-    case GPU_IQ2_XXS: BODY(GPU_IQ2_XXS); break; \
-    case GPU_IQ2_XXS_PLANES: BODY(GPU_IQ2_XXS_PLANES); break; \
+    QUANT_CASE(GPU_F16, BODY) \
+    QUANT_CASE(GPU_Q8_0, BODY) \
+    QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
+    QUANT_CASE(GPU_MXFP4, BODY) \
+    QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q4_K, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS, BODY) \
+    QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \
     default: break; \
     }
 

@@ -17,6 +17,13 @@ enum { GPU_F32 = 0, GPU_F16 = 1, GPU_Q4_0 = 2, GPU_Q8_0 = 8, GPU_Q2_K = 10, GPU_
        GPU_Q5_K = 13, GPU_Q6_K = 14, GPU_IQ2_XXS = 16, GPU_BF16 = 30, GPU_MXFP4 = 39, GPU_Q8_0_PLANES = 108,
        GPU_IQ2_XXS_PLANES = 116 };
 
+#ifndef __METAL_VERSION__
+/* The bit of a type in QUANT_TYPES; the same as QUANT_BIT in quant.h. */
+static inline uint32_t gpu_type_bit(uint32_t type) {
+    return type < 32 ? type : type == GPU_MXFP4 ? 9 : type == GPU_Q8_0_PLANES ? 3 : 4;
+}
+#endif
+
 enum { GPU_ROW_F32 = 0, GPU_ROW_FP8 = 1, GPU_ROW_FP4 = 2 };
 enum { GPU_MOST_JOBS = 8 };
 

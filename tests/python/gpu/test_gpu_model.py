@@ -49,6 +49,31 @@ def test_emulated_backend_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
         _open(fixture_path("a"))
 
 
+def test_model_that_does_not_fit_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYDS4_EMULATOR_MEMORY", str(500 << 20))
+    refusal = (
+        r"the model does not fit CPU: weights \d+ MiB, attention .* MiB in all, and 500 MiB are"
+    )
+    with pytest.raises(pyds4.MemoryLimitError, match=refusal):
+        _open(fixture_path("a"))
+    monkeypatch.setenv("PYDS4_MEMORY_GUARD", "off")
+    _open(fixture_path("a")).close()
+
+
+def test_context_that_does_not_fit_is_refused_and_a_smaller_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dims = dimensions("tiny", yarn_factor=16.0, yarn_context=65536)
+    monkeypatch.setenv("PYDS4_EMULATOR_MEMORY", str(600 << 20))
+    with _open(synthetic_path(dims, F32), roundings=True) as model:
+        refusal = "a context of 1048576 tokens does not fit CPU: attention memory .* MiB are free"
+        with pytest.raises(pyds4.MemoryLimitError, match=refusal):
+            model.session(context=1 << 20)
+        with model.session(context=4096) as session:
+            session.prefill([1, 2, 3])
+            assert session.position == 3
+
+
 def _has_driver() -> bool:
     try:
         ctypes.CDLL("libcuda.so.1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import gpu_emulator
 import pytest
+
+from pyds4 import cuda
 
 KERNELS = gpu_emulator.ROOT / "swift" / "Compute" / "Metal"
 GENERATED = gpu_emulator.ROOT / "swift" / "GPUSources"
@@ -62,12 +63,30 @@ def test_metal_device_type_checks_without_a_mac() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_compiler_of_an_installed_wheel_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, version in (("cuda_nvrtc", 12), ("cu13", 13)):
+        library = tmp_path / "nvidia" / part / "lib" / f"libnvrtc.so.{version}"
+        library.parent.mkdir(parents=True)
+        library.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(cuda.COMPILER_VARIABLE, "")
+    monkeypatch.delenv(cuda.COMPILER_VARIABLE)
+    found = cuda.find_compiler()
+    assert found is not None
+    assert int(found.suffix[1:]) >= 13
+    cuda.name_compiler()
+    assert os.environ[cuda.COMPILER_VARIABLE] == str(found)
+    monkeypatch.setenv(cuda.COMPILER_VARIABLE, "mine")
+    cuda.name_compiler()
+    assert os.environ[cuda.COMPILER_VARIABLE] == "mine"
+
+
 @pytest.mark.slow
 def test_nvrtc_compiles_the_kernels_for_hopper(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("nvidia")
-    places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
-    found = [lib for place in places for lib in place.glob("*/lib/libnvrtc.so.1[23]")]
-    if not found:
+    compiler = cuda.find_compiler()
+    if compiler is None:
         pytest.skip("pip install nvidia-cuda-nvrtc to compile the kernels for NVIDIA GPUs")
     done = subprocess.run(
         [
@@ -77,7 +96,7 @@ def test_nvrtc_compiles_the_kernels_for_hopper(tmp_path: Path) -> None:
             str(tmp_path / "kernels.cubin"),
             "sm_90",
         ],
-        env={**os.environ, "NVRTC": str(found[0])},
+        env={**os.environ, "NVRTC": str(compiler)},
         capture_output=True,
         text=True,
         check=False,
