@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pyds4.files.checkpoint import (
-    _EXPERTS,
-    _HF_LAYER,
-    _HF_TOP,
-    _OFFICIAL_LAYER,
-    _OFFICIAL_TOP,
-)
 from pyds4.synth.model import Dimensions
+from pyds4.synth.names import EXPERTS, HF_LAYER, HF_TOP, OFFICIAL_LAYER, OFFICIAL_TOP
 from pyds4.synth.vocabulary import make_vocabulary
 
 Array = np.ndarray[Any, Any]
@@ -122,19 +116,26 @@ def config_of(d: Dimensions) -> dict[str, Any]:
     }
 
 
+def plain(name: str, key: str, weight: Array) -> Stored:
+    """F32, tables as the official I64."""
+    if weight.dtype == np.int32:
+        return {key: ("I64", weight.astype(np.int64))}
+    return {key: ("F32", weight)}
+
+
 def stored(
     weights: dict[str, Array], style: str, store: Callable[[str, str, Array], Stored]
 ) -> Stored:
     """The checkpoint's tensors; ``store(GGUF name, checkpoint name, matrix)`` chooses the type."""
     out: Stored = {}
-    top, layers = (_HF_TOP, _HF_LAYER) if style == "hf" else (_OFFICIAL_TOP, _OFFICIAL_LAYER)
+    top, layers = (HF_TOP, HF_LAYER) if style == "hf" else (OFFICIAL_TOP, OFFICIAL_LAYER)
     for name, weight in weights.items():
         if not name.startswith("blk."):
             out |= store(name, top[name], weight)
             continue
         _, layer, rest = name.split(".", 2)
         prefix = f"model.layers.{layer}." if style == "hf" else f"layers.{layer}."
-        if rest not in _EXPERTS:
+        if rest not in EXPERTS:
             out |= store(name, prefix + layers[rest], weight)
         elif style == "hf":
             if rest == "ffn_gate_exps.weight":
@@ -145,7 +146,7 @@ def stored(
                 out[f"{prefix}mlp.experts.down_proj"] = ("F32", weight)
         else:
             for expert, matrix in enumerate(weight):
-                key = f"{prefix}ffn.experts.{expert}.{_EXPERTS[rest][0]}.weight"
+                key = f"{prefix}ffn.experts.{expert}.{EXPERTS[rest][0]}.weight"
                 out |= store(name, key, matrix)
     return out
 

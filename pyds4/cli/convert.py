@@ -26,7 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="DIR", help="config.json, tokenizer.json, safetensors"
     )
-    parser.add_argument("out", metavar="OUT.gguf", help="the file to write; replaced if it exists")
+    parser.add_argument(
+        "out",
+        metavar="OUT.gguf",
+        help="the file to write; replaced if it exists, gone on with after a kill",
+    )
     parser.add_argument("--name", help="of the model (default: the directory's)")
     add_recipe(parser, "mxfp4")
 
@@ -61,6 +65,7 @@ def execute(arguments: argparse.Namespace) -> int:
             name=arguments.name,
             threads=arguments.threads,
             progress=progress.update,
+            say=note,
         )
     counts = Counter(type.name.lower() for type in done.types.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from pyds4.cli.console import Progress, print_table, size
+from pyds4.cli.console import Progress, note, print_table, size
 from pyds4.cli.convert import add_recipe
 from pyds4.cli.failure import UsageError
 
@@ -26,7 +26,11 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("source", metavar="IN.gguf", help="a GGUF file, or the first of its parts")
-    parser.add_argument("out", metavar="OUT.gguf", help="the file to write; replaced if it exists")
+    parser.add_argument(
+        "out",
+        metavar="OUT.gguf",
+        help="the file to write; replaced if it exists, gone on with after a kill",
+    )
     add_recipe(parser, "exact")
     parser.add_argument(
         "--take", action="append", default=[], metavar="PATTERN=FILE", help="may be repeated"
@@ -67,6 +71,7 @@ def execute(arguments: argparse.Namespace) -> int:
                 take=take,
                 threads=arguments.threads,
                 progress=progress.update,
+                say=note,
             )
     groups: dict[tuple[str, str], list[int]] = {}
     for change in changes:

@@ -16,73 +16,12 @@ from typing import Any
 
 from ..errors import ModelFileError
 from ..synth.model import STREAMS, Dimensions, TensorPlan, metadata, plan
+from ..synth.names import EXPERTS, HF_LAYER, HF_TOP, OFFICIAL_LAYER, OFFICIAL_TOP
 from .safetensors import Checkpoint, StoredTensor
 from .storage import StoredMatrix
 
 __all__ = ["CheckpointModel", "open_checkpoint", "read_dimensions"]
 
-_OFFICIAL_TOP = {
-    "token_embd.weight": "embed.weight",
-    "output_norm.weight": "norm.weight",
-    "output.weight": "head.weight",
-    "output_hc_fn.weight": "hc_head_fn",
-    "output_hc_base.weight": "hc_head_base",
-    "output_hc_scale.weight": "hc_head_scale",
-}
-_HF_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    "output_hc_fn.weight": "model.hc_head.hc_fn",
-    "output_hc_base.weight": "model.hc_head.hc_base",
-    "output_hc_scale.weight": "model.hc_head.hc_scale",
-}
-# GGUF's name behind "blk.N.", the official one behind "layers.N.", HF's behind "model.layers.N.".
-_LAYER = [
-    ("attn_norm.weight", "attn_norm.weight", "input_layernorm.weight"),
-    ("ffn_norm.weight", "ffn_norm.weight", "post_attention_layernorm.weight"),
-    ("attn_sinks.weight", "attn.attn_sink", "self_attn.sinks"),
-    ("attn_q_a.weight", "attn.wq_a.weight", "self_attn.q_a_proj.weight"),
-    ("attn_q_a_norm.weight", "attn.q_norm.weight", "self_attn.q_a_norm.weight"),
-    ("attn_q_b.weight", "attn.wq_b.weight", "self_attn.q_b_proj.weight"),
-    ("attn_kv.weight", "attn.wkv.weight", "self_attn.kv_proj.weight"),
-    ("attn_kv_a_norm.weight", "attn.kv_norm.weight", "self_attn.kv_norm.weight"),
-    ("attn_output_a.weight", "attn.wo_a.weight", "self_attn.o_a_proj.weight"),
-    ("attn_output_b.weight", "attn.wo_b.weight", "self_attn.o_b_proj.weight"),
-    ("indexer.proj.weight", "attn.indexer.weights_proj.weight",
-     "self_attn.compressor.indexer.scorer.weights_proj.weight"),
-    ("indexer.attn_q_b.weight", "attn.indexer.wq_b.weight",
-     "self_attn.compressor.indexer.q_b_proj.weight"),
-    ("ffn_gate_inp.weight", "ffn.gate.weight", "mlp.gate.weight"),
-    ("exp_probs_b.bias", "ffn.gate.bias", "mlp.gate.e_score_correction_bias"),
-    ("ffn_gate_tid2eid.weight", "ffn.gate.tid2eid", "mlp.gate.tid2eid"),
-    ("ffn_gate_shexp.weight", "ffn.shared_experts.w1.weight",
-     "mlp.shared_experts.gate_proj.weight"),
-    ("ffn_up_shexp.weight", "ffn.shared_experts.w3.weight", "mlp.shared_experts.up_proj.weight"),
-    ("ffn_down_shexp.weight", "ffn.shared_experts.w2.weight",
-     "mlp.shared_experts.down_proj.weight"),
-]  # fmt: skip
-for _kind in ("attn", "ffn"):
-    for _part in ("fn", "base", "scale"):
-        _LAYER.append((f"hc_{_kind}_{_part}.weight", f"hc_{_kind}_{_part}", f"{_kind}_hc.{_part}"))
-for _gguf, _official, _hf in (
-    ("attn_compressor", "attn.compressor", "self_attn.compressor"),
-    ("indexer_compressor", "attn.indexer.compressor", "self_attn.compressor.indexer"),
-):
-    _LAYER += [
-        (f"{_gguf}_kv.weight", f"{_official}.wkv.weight", f"{_hf}.kv_proj.weight"),
-        (f"{_gguf}_gate.weight", f"{_official}.wgate.weight", f"{_hf}.gate_proj.weight"),
-        (f"{_gguf}_ape.weight", f"{_official}.ape", f"{_hf}.position_bias"),
-        (f"{_gguf}_norm.weight", f"{_official}.norm.weight", f"{_hf}.kv_norm.weight"),
-    ]
-_OFFICIAL_LAYER = {gguf: official for gguf, official, _ in _LAYER}
-_HF_LAYER = {gguf: hf for gguf, _, hf in _LAYER}
-# (official, HF) of one expert's matrix; HF's stack and which half of its rows.
-_EXPERTS = {
-    "ffn_gate_exps.weight": ("w1", "gate_proj", "gate_up_proj", 0),
-    "ffn_up_exps.weight": ("w3", "up_proj", "gate_up_proj", 1),
-    "ffn_down_exps.weight": ("w2", "down_proj", "down_proj", 0),
-}
 _SCALE_SUFFIXES = (".scale", ".weight_scale_inv", ".weight_scale")
 
 
@@ -174,9 +113,9 @@ class _Finder:
         if name.startswith("blk."):
             _, layer, rest = name.split(".", 2)
             if self._is_hf:
-                return f"model.layers.{layer}.{_HF_LAYER[rest]}"
-            return f"layers.{layer}.{_OFFICIAL_LAYER[rest]}"
-        return (_HF_TOP if self._is_hf else _OFFICIAL_TOP)[name]
+                return f"model.layers.{layer}.{HF_LAYER[rest]}"
+            return f"layers.{layer}.{OFFICIAL_LAYER[rest]}"
+        return (HF_TOP if self._is_hf else OFFICIAL_TOP)[name]
 
     def _find(self, name: str, wanted: str) -> StoredTensor:
         found = self._checkpoint.tensors.get(name)
@@ -201,7 +140,7 @@ class _Finder:
         if not tensor.name.endswith("_exps.weight"):
             return [self._matrix(self._spelling(tensor.name), tensor.name, tensor.shape)]
         _, layer, rest = tensor.name.split(".", 2)
-        official, hf, stack, half = _EXPERTS[rest]
+        official, hf, stack, half = EXPERTS[rest]
         columns, rows, experts = tensor.shape
         stacked = f"model.layers.{layer}.mlp.experts.{stack}"
         if self._is_hf and stacked in self._checkpoint.tensors:
@@ -268,12 +207,48 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The YaRN parameters, which ``transformers`` may keep once for each kind of layer."""
+    """The YaRN parameters, which ``transformers`` keeps for compressed layers alone."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    for kind in ("compress", "main"):
-        if isinstance(given.get(kind), dict) and "factor" in given[kind]:
-            return dict(given[kind])
-    return dict(given)
+    return dict(given["compress"] if isinstance(given.get("compress"), dict) else given)
+
+
+def _thetas(config: dict[str, Any]) -> tuple[float, float]:
+    """The base of the rotation, of window layers and of compressed ones."""
+    given = config.get("rope_parameters") or {}
+    main, compress = (
+        part if isinstance(part := given.get(kind), dict) else {} for kind in ("main", "compress")
+    )
+    return (
+        float(config.get("rope_theta") or main.get("rope_theta", 10000.0)),
+        float(config.get("compress_rope_theta") or compress.get("rope_theta", 160000.0)),
+    )
+
+
+def _rope_dims(config: dict[str, Any]) -> int:
+    if "qk_rope_head_dim" in config:
+        return int(config["qk_rope_head_dim"])
+    return int(config["head_dim"] * float(config.get("partial_rotary_factor") or 64 / 512))
+
+
+_ALWAYS: dict[str, Any] = {
+    "hc_mult": STREAMS,
+    "scoring_func": "sqrtsoftplus",
+    "norm_topk_prob": True,
+    "n_shared_experts": 1,
+    "tie_word_embeddings": False,
+}
+"""What every model of the family says, if it says anything; another value is another network."""
+
+
+def _check_constants(config: dict[str, Any]) -> None:
+    for key, expected in _ALWAYS.items():
+        found = config.get(key, expected)
+        if found != expected:
+            raise ValueError(f"{key}: expected {expected!r}, found {found!r}")
+    rates = config.get("compress_rates") or {}
+    for kind, found in rates.items():
+        if found != _LAYER_RATIOS.get(kind):
+            raise ValueError(f"compress_rates: {kind}: {found!r} is not of this family")
 
 
 _LAYER_RATIOS = {
@@ -298,14 +273,13 @@ def read_dimensions(config: dict[str, Any], path: Path) -> Dimensions:
         ModelFileError: a value is missing or impossible; names it.
     """
     rope = _rope(config)
+    theta, compress_theta = _thetas(config)
     try:
+        _check_constants(config)
         layers = config["num_hidden_layers"]
         hashed = config.get("num_hash_layers")
         if hashed is None:
             hashed = config.get("mlp_layer_types", []).count("hash_moe")
-        streams = config.get("hc_mult", STREAMS)
-        if streams != STREAMS:
-            raise ValueError(f"hc_mult: expected {STREAMS}, found {streams}")
         dimensions = Dimensions(
             hidden=config["hidden_size"],
             inter=config["moe_intermediate_size"],
@@ -330,9 +304,9 @@ def read_dimensions(config: dict[str, Any], path: Path) -> Dimensions:
                 rope.get("original_max_position_embeddings")
                 or config["original_max_position_embeddings"]
             ),
-            rope_dims=int(config.get("qk_rope_head_dim", 64)),
-            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
-            compress_theta=float(config.get("compress_rope_theta", 160000.0)),
+            rope_dims=_rope_dims(config),
+            rope_theta=theta,
+            compress_theta=compress_theta,
             norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
         )
         if len(dimensions.ratios) != layers:

@@ -12,9 +12,10 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ..errors import InvalidArgumentError, ModelFileError
-from ..synth.writer import Progress, Tensor, write_gguf
+from ..synth.writer import Progress, Say, Tensor, write_gguf
 from .checkpoint import CheckpointModel, open_checkpoint
 from .imatrix import Importance
+from .origin import made_from
 from .recipes import recipe
 from .rows import tensor_of_rows
 from .safetensors import StoredTensor
@@ -43,16 +44,19 @@ def convert_checkpoint(
     name: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Conversion:
     """Convert a checkpoint; names and shapes of everything are checked before anything is written.
 
     FP4 experts become MXFP4 bit for bit when the recipe says so; FP8 and BF16 matrices lose
     nothing with ``recipe_name="exact"``. Memory stays within some hundred megabytes, whatever the
-    size. Until it is complete the file is called ``TARGET.partial``.
+    size. Until it is complete the file is called ``TARGET.partial``; after a kill, Ctrl-C or a full
+    disk the next run with the same input and recipe goes on with it.
 
     Args:
         recipe_name: One of ``RECIPES``; ``rules`` are ``PATTERN=TYPE`` and stronger.
         name: ``general.name``; the directory's when None.
+        say: Told, in a sentence, what becomes of an earlier run's part.
 
     Raises:
         ModelFileError: the checkpoint is incomplete or not as it should be; names file and tensor.
@@ -81,7 +85,16 @@ def convert_checkpoint(
     file_type = chosen.file_type
     entries = model.metadata(name or source.resolve().name, file_type)
     entries.update(tokenizer_metadata(source, model.dimensions.vocab, model.config))
-    size = write_gguf(target, entries, tensors, threads=threads, progress=progress)
+    origin = made_from(model.checkpoint.files, importance, source / "config.json")
+    size = write_gguf(
+        target,
+        entries,
+        tensors,
+        threads=threads,
+        progress=progress,
+        made_from=origin,
+        say=say,
+    )
     return Conversion(size, model.style, types, model.skipped)
 
 

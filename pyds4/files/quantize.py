@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..model_file import ModelFile, TensorInfo
-from ..synth.writer import Progress, Tensor, Typed, write_gguf
+from ..synth.writer import Progress, Say, Tensor, Typed, write_gguf
 from ._kernels import decode, type_named
 from .imatrix import Importance
+from .origin import made_from
 from .recipes import Recipe, recipe
 from .rows import tensor_of_rows
 from .source import TensorSource, raw_metadata
@@ -72,17 +73,20 @@ def quantize_file(
     take: Mapping[str, str | os.PathLike[str]] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> list[Change]:
     """Write ``target`` and return what became of each tensor.
 
-    Until it is complete the file is called ``TARGET.partial``; a killed run leaves only that, and
-    the next run replaces it. Memory stays within some hundred megabytes, whatever the size.
+    Until it is complete the file is called ``TARGET.partial``; after a kill, Ctrl-C or a full disk
+    the next run with the same input and recipe goes on with it. Memory stays within some hundred
+    megabytes, whatever the size.
 
     Args:
         recipe_name: One of ``RECIPES``; ``rules`` are ``PATTERN=TYPE`` and stronger.
         importance: Of inputs, as ``collect`` measures it; tensors it lacks are rounded as if all
             inputs counted the same.
         take: Tensors by pattern from other files, as they are there.
+        say: Told, in a sentence, what becomes of an earlier run's part.
 
     Raises:
         InvalidArgumentError: an unknown recipe, rule or type; a pattern that takes nothing; source
@@ -114,7 +118,16 @@ def quantize_file(
     entries.update(_notes(chosen, importance, others))
     alignment = entries.pop("general.alignment", None)
     del alignment  # the writer's own is 32
-    write_gguf(target, entries, tensors, threads=threads, progress=progress)
+    inputs = [*file.paths, *(path for other, _ in others.values() for path in other.file.paths)]
+    write_gguf(
+        target,
+        entries,
+        tensors,
+        threads=threads,
+        progress=progress,
+        made_from=made_from(inputs, importance),
+        say=say,
+    )
     return changes
 
 

@@ -87,6 +87,11 @@ class Checkpoint:
             raise ModelFileError(f"{self.path}: no {_INDEX} and no .safetensors files")
         return files
 
+    @property
+    def files(self) -> list[Path]:
+        """Its shards."""
+        return list(self._descriptors)
+
     def read(self, tensor: StoredTensor, start: int, count: int) -> NDArray[np.uint8]:
         """``count`` bytes of ``tensor`` from byte ``start`` on; from any thread."""
         descriptor = self._descriptors[tensor.path]

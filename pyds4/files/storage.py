@@ -4,6 +4,8 @@
 - FP4: two e2m1 codes a byte [rows, columns / 2], the first in the low bits, with one e8m0 scale
   for 32 of a row: numbers and layout of a code aside exactly what GGUF calls MXFP4
 
+Stacked experts have an axis more in front, of weights and scales alike.
+
 Every FP8 number times a power of two is a BF16 number, and every FP4 block an MXFP4 block: both
 are kept bit for bit.
 """
@@ -57,27 +59,33 @@ class StoredMatrix:
     def __post_init__(self) -> None:
         if self.weight.dtype in ("I8", "U8", "F8_E4M3") and self.scale is None:
             raise ModelFileError(f"{self.weight.label}: {self.weight.dtype} without scales")
+        if len(self.weight.shape) < 2 and self.scale is not None:
+            raise ModelFileError(f"{self.weight.label}: {self.weight.shape} is not a matrix")
         if self.scale is not None:
             self._check_scale(self.scale)
         elif self.weight.dtype not in _EXACT:
             raise ModelFileError(f"{self.weight.label}: cannot convert dtype {self.weight.dtype}")
 
     def _check_scale(self, scale: StoredTensor) -> None:
-        rows, columns = self._all_rows, self.columns
+        columns, stack = self.columns, self.weight.shape[:-2]
         if self.is_fp4:
-            expected: tuple[int, ...] = (rows, columns // _FP4_BLOCK)
-            kinds: tuple[str, ...] = ("F8_E8M0", "U8")
+            expected = (*self.weight.shape[:-1], columns // _FP4_BLOCK)
+            kinds: tuple[str, ...] = ("F8_E8M0", "U8", "F32")
         else:
-            expected = (-(-rows // _FP8_BLOCK), -(-columns // _FP8_BLOCK))
+            expected = (*stack, self._scale_rows, -(-columns // _FP8_BLOCK))
             kinds = ("F8_E8M0", "U8", "F32", "BF16", "F16")
-        found = (math.prod(scale.shape[:-1]), scale.shape[-1]) if scale.shape else ()
-        if scale.dtype not in kinds or found != expected:
+        if scale.dtype not in kinds or scale.shape != expected:
             raise ModelFileError(
                 f"{scale.label}: expected {kinds[0]} {expected} for {self.weight.dtype} "
                 f"{self.weight.shape}, found {scale.dtype} {scale.shape}"
             )
         if self.is_fp4 and columns % _FP4_BLOCK:
             raise ModelFileError(f"{self.weight.label}: rows are not whole blocks of {_FP4_BLOCK}")
+
+    @property
+    def _scale_rows(self) -> int:
+        """Rows of FP8 scales that one matrix of a stack has."""
+        return -(-self.weight.shape[-2] // _FP8_BLOCK)
 
     @property
     def label(self) -> str:
@@ -124,7 +132,8 @@ class StoredMatrix:
         if self.weight.dtype == "F8_E4M3":
             numbers = _E4M3[data].reshape(n, self.columns)
             scales = self._fp8_scales()
-            block_rows = (self.first + np.arange(start, stop)) // _FP8_BLOCK
+            stacked, row = np.divmod(self.first + np.arange(start, stop), self.weight.shape[-2])
+            block_rows = stacked * self._scale_rows + row // _FP8_BLOCK
             wide = np.repeat(scales[block_rows], _FP8_BLOCK, axis=1)[:, : self.columns]
             return np.asarray(numbers * wide, np.float32)
         return stored_numbers(self.weight, data).reshape(n, self.columns)
@@ -146,7 +155,14 @@ class StoredMatrix:
         """FP4 exponents [rows, blocks]."""
         assert self.scale is not None
         row = self.columns // _FP4_BLOCK
-        data = self.checkpoint.read(self.scale, (self.first + start) * row, (stop - start) * row)
+        size = self.scale.byte_count // (self._all_rows * row)
+        at = (self.first + start) * row * size
+        data = self.checkpoint.read(self.scale, at, (stop - start) * row * size)
+        if size == 4:
+            bits = data.view("<u4")
+            if (bits & 0x807FFFFF).any():
+                raise ModelFileError(f"{self.scale.label}: a scale is not a power of two")
+            data = (bits >> 23).astype(np.uint8)
         if (data == 255).any():
             raise ModelFileError(f"{self.scale.label}: a scale is not a number")
         return data.reshape(stop - start, row)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,13 +24,19 @@ from gguf.constants import (
 )
 
 from ..errors import InvalidArgumentError
+from .partial import PartialFile
 
-__all__ = ["Progress", "Tensor", "Typed", "write_gguf"]
+__all__ = ["Progress", "Say", "Tensor", "Typed", "write_gguf"]
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and bytes in all; from any thread, one call at a time."""
 
+Say = Callable[[str], None]
+"""Called with something a person should know, in a sentence."""
+
 _CHUNK_BYTES = 8 << 20
+_CHECKPOINT_BYTES = 256 << 20
+"""Written between two checkpoints; what a killed run loses at most."""
 
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
@@ -191,6 +198,8 @@ def write_gguf(
     alignment: int = GGUF_DEFAULT_ALIGNMENT,
     threads: int | None = None,
     progress: Progress | None = None,
+    made_from: str | None = None,
+    say: Say | None = None,
 ) -> int:
     """Write a GGUF file (version 3) and return its size in bytes.
 
@@ -204,27 +213,34 @@ def write_gguf(
             ``general.alignment`` is added when ``alignment`` is not 32.
         tensors: In file order.
         threads: All processors, at most 16, when None.
+        made_from: Names all that the data is made from. With it, a run that was killed, stopped or
+            found the disk full leaves what it wrote, and the next one goes on from there.
+        say: Called with a sentence about an earlier run's part, if there is one.
 
     Raises:
         InvalidArgumentError: two tensors share a name, or one does not fit its shape.
         OSError: the file cannot be written, or the disk has too little room (checked first).
     """
     header, offsets, total = _layout(metadata, tensors, alignment)
-    target = Path(path)
-    _check_room(target, total)
-    partial = target.with_name(target.name + ".partial")
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    identity = None
+    if made_from is not None:
+        key = f"{made_from}\0{_CHUNK_BYTES}\0".encode()
+        identity = hashlib.sha256(key + header).hexdigest()
+    file = PartialFile(Path(path), header, total, identity)
+    if file.story is not None and say is not None:
+        say(file.story)
+    writing = _Writing(file, tensors, offsets, progress)
     try:
-        os.ftruncate(descriptor, total)
-        _write_all(descriptor, memoryview(header), 0)
-        _write_tensors(descriptor, tensors, offsets, total, threads, progress)
-    except BaseException:
-        os.close(descriptor)
-        with suppress(OSError):
-            partial.unlink()
+        writing.run(threads if threads is not None else min(16, os.cpu_count() or 1))
+    except BaseException as error:
+        # Input that is wrong will be another input when it is put right.
+        keep = identity is not None and isinstance(error, OSError | KeyboardInterrupt)
+        if keep:
+            with suppress(OSError):
+                writing.checkpoint()
+        file.close(keep=keep)
         raise
-    os.close(descriptor)
-    partial.replace(target)
+    file.finish()
     return total
 
 
@@ -267,12 +283,79 @@ def _round_up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _check_room(target: Path, total: int) -> None:
-    free = shutil.disk_usage(target.absolute().parent).free
-    if total > free:
-        raise OSError(
-            f"{target} needs {total / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free"
-        )
+class _Writing:
+    """Makes and writes the chunks of a file, in order as far as threads allow.
+
+    Attributes:
+        finished: Chunks from the first on that have all been written.
+    """
+
+    def __init__(
+        self,
+        file: PartialFile,
+        tensors: Sequence[Tensor],
+        offsets: list[int],
+        progress: Progress | None,
+    ) -> None:
+        self._file = file
+        self._chunks = enumerate(_chunks(tensors, offsets))
+        self._progress = progress
+        # One lock hands out chunks and another counts what is done, so that a slow progress
+        # display holds up nobody who has bytes to write; the third is for synchronising.
+        self._hand_out, self._count, self._safe = Lock(), Lock(), Lock()
+        self._ahead: set[int] = set()
+        self._bytes = self._unsaved = 0
+        self._failed = False
+        self.finished = 0
+        for _, (tensor, _, blocks, _) in islice(self._chunks, file.done):
+            self.finished += 1
+            self._bytes += blocks * GGML_QUANT_SIZES[tensor.type][1]
+
+    def run(self, threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(self._work) for _ in range(threads)]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:  # Ctrl-C arrives here, and the others shall stop too
+                self._failed = True
+                raise
+
+    def checkpoint(self) -> None:
+        """Bring what is finished to the disk; one thread at a time."""
+        with self._safe:
+            with self._count:
+                finished, self._unsaved = self.finished, 0
+            self._file.checkpoint(finished)
+
+    def _work(self) -> None:
+        try:
+            while not self._failed:
+                with self._hand_out:
+                    chunk = next(self._chunks, None)
+                if chunk is None:
+                    return
+                index, (tensor, start, blocks, offset) = chunk
+                data = tensor.part(start, blocks)
+                self._file.write(data, offset)
+                if self._is_due(index, len(data)) and not self._safe.locked():
+                    self.checkpoint()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _is_due(self, index: int, byte_count: int) -> bool:
+        """Count a chunk; whether it is time for a checkpoint."""
+        with self._count:
+            self._ahead.add(index)
+            while self.finished in self._ahead:
+                self._ahead.remove(self.finished)
+                self.finished += 1
+            self._bytes += byte_count
+            self._unsaved += byte_count
+            if self._progress is not None:
+                self._progress(self._bytes, self._file.total)
+            return self._unsaved >= _CHECKPOINT_BYTES
 
 
 def _chunks(
@@ -284,51 +367,3 @@ def _chunks(
         step = max(1, _CHUNK_BYTES // size)
         for start in range(0, tensor.block_count, step):
             yield tensor, start, min(step, tensor.block_count - start), offset + start * size
-
-
-def _write_tensors(
-    descriptor: int,
-    tensors: Sequence[Tensor],
-    offsets: list[int],
-    total: int,
-    threads: int | None,
-    progress: Progress | None,
-) -> None:
-    chunks = _chunks(tensors, offsets)
-    # One lock hands out chunks and the other counts what is done, so that a slow progress
-    # display holds up nobody who has bytes to write.
-    hand_out, count = Lock(), Lock()
-    done = 0
-    failed = False
-
-    def work() -> None:
-        nonlocal done, failed
-        try:
-            while not failed:
-                with hand_out:
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                tensor, start, blocks, offset = chunk
-                data = tensor.part(start, blocks)
-                _write_all(descriptor, data, offset)
-                with count:
-                    done += len(data)
-                    if progress is not None:
-                        progress(done, total)
-        except BaseException:
-            failed = True
-            raise
-
-    workers = threads if threads is not None else min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for job in [pool.submit(work) for _ in range(workers)]:
-            job.result()
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    # A single pwrite may take less than it was given (2 GiB at most on Linux).
-    while len(data):
-        written = os.pwrite(descriptor, data, offset)
-        data = data[written:]
-        offset += written

@@ -10,7 +10,7 @@ from typing import Any
 import checkpoint_writer as writer
 import numpy as np
 import pytest
-from checkpoint_writer import Array, Stored
+from checkpoint_writer import Array, Stored, plain
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from golden import COLUMNS, prompts
@@ -22,13 +22,6 @@ from pyds4.files.convert import convert_checkpoint
 from pyds4.files.source import raw_metadata
 from pyds4.model_file import ModelFile
 from pyds4.synth.fixtures import FIXTURES, fixture_weights, write_fixture
-
-
-def plain(name: str, key: str, weight: Array) -> Stored:
-    """F32, tables as the official I64."""
-    if weight.dtype == np.int32:
-        return {key: ("I64", weight.astype(np.int64))}
-    return {key: ("F32", weight)}
 
 
 def numbers(path: Path) -> dict[str, Array]:
