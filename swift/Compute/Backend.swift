@@ -29,6 +29,9 @@ public protocol Backend: AnyObject {
     /// Hands over x when everything before it is computed; valid during the call only.
     func read(_ x: Tensor, _ receive: (UnsafeBufferPointer<Float>) -> Void) throws
 
+    /// A token for each row of logits; nil: this backend leaves it to who reads them.
+    func choose(_ logits: Tensor, _ choices: [TokenChoice]) throws -> [Int32]?
+
     // MARK: Matrices and norms
 
     /// Rows `tokens` of `table`: [n, columns].
@@ -97,6 +100,7 @@ public struct DeviceMemory: Sendable {
 extension Backend {
     public var deviceMemory: DeviceMemory? { nil }
     public func beginPass() {}
+    public func choose(_ logits: Tensor, _ choices: [TokenChoice]) throws -> [Int32]? { nil }
     public func concurrently<R>(_ isIndependent: Bool, _ body: () throws -> R) rethrows -> R { try body() }
 
     public func compress(_ calls: [CompressorCall], into stores: [RowStore]) throws {

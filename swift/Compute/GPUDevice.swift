@@ -48,7 +48,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     case attention_split, attention_tiles, attention_merge
     case router_top_k, router_hash
     case experts_gate_up, experts_down, experts_sort, experts_swiglu, shared_swiglu, experts_sum
-    case sampling_argmax, copy_many
+    case sampling_scan, copy_many
 
     public var name: String { "\(self)" }
 
@@ -57,7 +57,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
         case .matvec_common, .matvec_1, .matvec_4, .matmul_tile, .matmul_experts, .attention_merge, .experts_gate_up,
              .experts_down:
             128
-        case .hc_mix, .hc_enter, .hc_head, .indexer_top_k, .experts_sort, .sampling_argmax:
+        case .hc_mix, .hc_enter, .hc_head, .indexer_top_k, .experts_sort, .sampling_scan:
             1024
         case .rope_queries_f32, .kv_key_rows, .kv_index_queries, .router_top_k, .router_hash:
             32

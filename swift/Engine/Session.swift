@@ -3,13 +3,23 @@ import KVStore
 import Model
 import Synchronization
 
+/// Where the logits after a session's last token are.
+private enum HeldLogits {
+    case here([Float])
+    /// In its buffer on the device.
+    case there
+}
+
 /// One timeline: the tokens so far, their attention memory, and the logits after the last one.
 public final class Session: @unchecked Sendable {  // guarded by the engine's lock; two atomics beside it
     public let engine: Engine
     public let context: Int
     var cache: KVCache
     private(set) var tokens: [Int32] = []
-    private(set) var logits: [Float] = []
+    private var heldLogits = HeldLogits.here([])
+    /// Chosen by the backend in the last step, from these logits.
+    public private(set) var chosenToken: Int32?
+    private var deviceLogits: Buffer?
     private(set) var checkpoints = CheckpointList()
     /// Keys of the tokens, as far as they were needed.
     private var chain: KeyChain?
@@ -54,7 +64,7 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         engine.lock.withLock {
             let twin = Session(engine: engine, context: context, cache: cache.frozen())
             twin.tokens = tokens
-            twin.logits = logits
+            twin.heldLogits = .here(logits)
             twin.checkpoints = checkpoints
             twin.chain = chain
             twin.savedPosition = savedPosition
@@ -104,7 +114,32 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         return taken
     }
 
-    func keep(logits new: UnsafeBufferPointer<Float>) { logits = Array(new) }
+    func keep(logits new: UnsafeBufferPointer<Float>) { (heldLogits, chosenToken) = (.here(Array(new)), nil) }
+
+    /// The backend chose: the logits are copied to the CPU when somebody asks.
+    func keep(token: Int32, logits new: Tensor) throws {
+        let memory = engine.model.backend.memory
+        let buffer = try deviceLogits ?? Buffer(byteCount: new.count * 4, in: memory, isCleared: false)
+        memory.copy(from: new.floats, to: buffer.contents, byteCount: buffer.byteCount)
+        (heldLogits, deviceLogits, chosenToken) = (.there, buffer, token)
+    }
+
+    /// The scores of the next token, or none.
+    private(set) var logits: [Float] {
+        get {
+            guard case .there = heldLogits, let buffer = deviceLogits else {
+                if case let .here(values) = heldLogits { return values }
+                return []
+            }
+            let values = [Float](unsafeUninitializedCapacity: buffer.byteCount / 4) { values, count in
+                buffer.read(into: values.baseAddress!, byteCount: buffer.byteCount)
+                count = buffer.byteCount / 4
+            }
+            heldLogits = .here(values)
+            return values
+        }
+        set { (heldLogits, chosenToken) = (.here(newValue), nil) }
+    }
 
     /// How many of the next `count` tokens a step may take in at once.
     func stepLimit(_ count: Int) -> Int {
@@ -119,7 +154,7 @@ public final class Session: @unchecked Sendable {  // guarded by the engine's lo
         let wasInPrompt = tokens.count < promptEnd
         tokens += new
         publishPosition()
-        if !isEnd { logits.removeAll() }
+        if !isEnd { logits = [] }
         let isPromptEnd = wasInPrompt ? tokens.count == promptEnd : isEnd && new.count > 1
         let isBoundary = tokens.count % (new.count == 1 ? KeyChain.blockTokens : Engine.chunkTokens) == 0
         guard isAnchor || isPromptEnd || isBoundary || (isEnd && new.count > 1) else { return }

@@ -7,8 +7,13 @@ public struct Work {
     public let tokens: [Int32]
     /// Room for the logits of every token, [tokens, vocabulary]; nil: only the last ones, in the session.
     public let allLogits: UnsafeMutablePointer<Float>?
+    /// How a token will be chosen from the last ones. A backend that can do so leaves it in the session's
+    /// `chosenToken`, and the logits where they are.
+    public let choice: TokenChoice?
 
-    public init(session: Session, tokens: [Int32], allLogits: UnsafeMutablePointer<Float>? = nil) {
+    public init(session: Session, tokens: [Int32], allLogits: UnsafeMutablePointer<Float>? = nil,
+                choice: TokenChoice? = nil) {
+        self.choice = choice
         self.session = session
         self.tokens = tokens
         self.allLogits = allLogits
@@ -40,7 +45,8 @@ extension Engine {
                 room -= count
                 let isLast = done[index] + count == item.tokens.count
                 spans.append(Span(tokens: Array(item.tokens[done[index]..<done[index] + count]), position: position,
-                                  logitCount: item.allLogits != nil ? count : isLast ? 1 : 0))
+                                  logitCount: item.allLogits != nil ? count : isLast ? 1 : 0,
+                                  choice: item.allLogits == nil ? item.choice : nil))
                 indices.append(index)
             }
             if spans.isEmpty { return errors }
@@ -84,7 +90,9 @@ extension Engine {
             defer { for (session, cache) in zip(sessions, caches) { session.cache = cache } }
             let before = try caches.indices.map { try caches[$0].prepare(for: spans[$0].tokens.count) }
             do {
-                try model(spans, &caches, isCancelled: { sessions.allSatisfy(\.isCancelled) }) { span, row, logits in
+                try model(spans, &caches, isCancelled: { sessions.allSatisfy(\.isCancelled) }, chosen: { span, token, logits in
+                    try sessions[span].keep(token: token, logits: logits)
+                }) { span, row, logits in
                     let item = work[indices[span]]
                     if let all = item.allLogits {
                         (all + (done[indices[span]] + row) * logits.count)

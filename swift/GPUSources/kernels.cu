@@ -423,11 +423,7 @@ struct gpu_experts {
 
 struct gpu_sampling {
     uint32_t count;
-    uint32_t top_k;
-    float temperature;
-    float top_p;
-    float min_p;
-    float random;
+    uint32_t listed;
 };
 
 enum { GPU_MOST_COPIES = 96 };
@@ -3182,21 +3178,31 @@ MSL_KERNEL void router_hash(msl_device const float * logits, msl_device const in
 }
 
 #line 1 "sampling.metal"
-// sampling.metal — logits -> a token, without leaving the device.
+// sampling.metal — what is needed of a row of logits to choose a token, without taking the row along.
 //
-//   sampling_argmax   logits [n, count]   -> tokens [n]: the highest, ties to the lower id; -1 when all are NaN
+//   sampling_scan   logits [n, count], temperatures [n], selected [n, listed], counts [n]
+//                     -> out [n, 3 + 2 · listed]: the id of the highest logit (ties: the lower id; -1 when all
+//                        are NaN or -inf), that logit, Σ exp((logit - highest) / temperature) over those
+//                        that a random number can hit, then ids and logits of the selected ones
+//
+// `selected` are the highest ones, ascending, by indexer_top_k; none where listed is 0.
 //
 // Grid       one threadgroup a row
-// CPU twin   CKernels/sampling.c
+// Precision  f32; the sum has one order
+// CPU twin   CKernels/sampling.c; the walk over the list is in GPUSampling.swift
 // Origin     ours
 
-#line 10 "sampling.metal"
+#line 16 "sampling.metal"
+#line 17 "sampling.metal"
 using namespace metal;
 
 #define SAMPLING_THREADS 1024
 
 [[max_total_threads_per_threadgroup(SAMPLING_THREADS)]]
-MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int * tokens, msl_constant gpu_sampling & p, uint row, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void sampling_scan(msl_device const float * logits, msl_device const float * temperatures, msl_device const int * selected, msl_device const int * counts, msl_device int * out, msl_constant gpu_sampling & p, uint row, ushort tid, ushort sg, ushort lane)
+
+
+
 
 
 
@@ -3206,18 +3212,21 @@ MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int 
 {
     threadgroup_decl float tops[32];
     threadgroup_decl uint ids[32];
+    threadgroup_decl float partial[32];
+    const uint none = 0x7fffffffu;
     msl_device const float *line = logits + ulong(row) * p.count;
-    float best = -3.402823466e+38f;
-    uint id = 0x7fffffffu;
+    msl_device int *result = out + ulong(row) * (3 + 2 * p.listed);
+    float best = as_type<float>(0xff800000u);  // -inf
+    uint id = none;
     for (uint i = tid; i < p.count; i += SAMPLING_THREADS) {
         const float v = line[i];
-        if (v > best || (v == best && id == 0x7fffffffu)) {
+        if (v > best) {
             best = v;
             id = i;
         }
     }
     float most = simd_max(best);
-    uint lowest = simd_min(best == most ? id : 0x7fffffffu);
+    uint lowest = simd_min(best == most ? id : none);
     if (lane == 0) {
         tops[sg] = most;
         ids[sg] = lowest;
@@ -3226,8 +3235,26 @@ MSL_KERNEL void sampling_argmax(msl_device const float * logits, msl_device int 
     best = tops[lane];
     id = ids[lane];
     most = simd_max(best);
-    lowest = simd_min(best == most ? id : 0x7fffffffu);
-    if (tid == 0) { tokens[row] = lowest == 0x7fffffffu ? -1 : int(lowest); }
+    lowest = simd_min(best == most ? id : none);
+
+    const float temperature = temperatures[row], least = most - 40.0f * temperature;
+    float sum = 0.0f;
+    for (uint i = tid; i < p.count; i += SAMPLING_THREADS) {
+        const float v = line[i];
+        if (v >= least) { sum += exp((v - most) / temperature); }
+    }
+    const float total = reduce_sum(sum, partial, SAMPLING_THREADS / 32, sg, lane);
+    if (tid == 0) {
+        result[0] = lowest == none ? -1 : int(lowest);
+        result[1] = as_type<int>(most);
+        result[2] = as_type<int>(total);
+    }
+    if (p.listed == 0u) { return; }
+    for (uint i = tid; i < p.listed; i += SAMPLING_THREADS) {
+        const int chosen = int(i) < counts[row] ? selected[ulong(row) * p.listed + i] : -1;
+        result[3 + i] = chosen;
+        result[3 + p.listed + i] = chosen < 0 ? 0 : as_type<int>(line[chosen]);
+    }
 }
 
 #if !defined(MSL_SOME) || defined(MSL_WITH_attention_split)
@@ -3335,6 +3362,6 @@ extern "C" __global__ void __launch_bounds__(32) msl_router_top_k(msl_device con
 #if !defined(MSL_SOME) || defined(MSL_WITH_router_hash)
 extern "C" __global__ void __launch_bounds__(32) msl_router_hash(msl_device const float * logits, msl_device const int * table, msl_device const int * tokens, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { router_hash(logits, table, tokens, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
-#if !defined(MSL_SOME) || defined(MSL_WITH_sampling_argmax)
-extern "C" __global__ void __launch_bounds__(SAMPLING_THREADS) msl_sampling_argmax(msl_device const float * logits, msl_device int * tokens, const __grid_constant__ gpu_sampling p) { sampling_argmax(logits, tokens, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#if !defined(MSL_SOME) || defined(MSL_WITH_sampling_scan)
+extern "C" __global__ void __launch_bounds__(SAMPLING_THREADS) msl_sampling_scan(msl_device const float * logits, msl_device const float * temperatures, msl_device const int * selected, msl_device const int * counts, msl_device int * out, const __grid_constant__ gpu_sampling p) { sampling_scan(logits, temperatures, selected, counts, out, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif

@@ -7,8 +7,11 @@ public struct Span {
     public let position: Int
     /// How many of the last of them get logits.
     public let logitCount: Int
+    /// How the backend may choose the next token, when only the last one gets logits.
+    public let choice: TokenChoice?
 
-    public init(tokens: [Int32], position: Int, logitCount: Int) {
+    public init(tokens: [Int32], position: Int, logitCount: Int, choice: TokenChoice? = nil) {
+        self.choice = choice
         self.tokens = tokens
         self.position = position
         self.logitCount = logitCount

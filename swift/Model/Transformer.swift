@@ -41,9 +41,12 @@ public final class Transformer {
     /// to `receive(span, row, logits)`, row counting from the span's first, `logits` [vocabulary]
     /// and valid during the call only.
     ///
-    /// - Parameter isCancelled: Asked between layers.
+    /// - Parameters:
+    ///   - isCancelled: Asked between layers.
+    ///   - chosen: Receives instead a span's token and its logits, which stay with the backend, where it chooses.
     /// - Throws: `ComputeError.cancelled` or `.outOfMemory`; the caches are then in an undefined state.
     public func callAsFunction(_ spans: [Span], _ caches: inout [KVCache], isCancelled: () -> Bool,
+                               chosen: (Int, Int32, Tensor) throws -> Void,
                                receive: (Int, Int, UnsafeBufferPointer<Float>) -> Void) throws {
         let start = backend.arena.mark()
         defer { backend.arena.release(to: start) }
@@ -63,11 +66,11 @@ public final class Transformer {
         for (index, span) in spans.enumerated() {
             caches[index].position = span.position + span.tokens.count
         }
-        try head(streams, batch, receive)
+        try head(streams, batch, chosen, receive)
     }
 
     /// Collapses the streams of the rows that get logits, norms them, and multiplies by `output`.
-    private func head(_ streams: Tensor, _ batch: Batch,
+    private func head(_ streams: Tensor, _ batch: Batch, _ chosen: (Int, Int32, Tensor) throws -> Void,
                       _ receive: (Int, Int, UnsafeBufferPointer<Float>) -> Void) throws {
         var wanted: [(span: Int, row: Int, batchRow: Int)] = []
         for (index, span) in batch.spans.enumerated() {
@@ -82,7 +85,13 @@ public final class Transformer {
             let picked = try backend.rows(streams, part.map(\.batchRow))
             let x = try backend.hcHead(picked, weights.outputHC, norm: weights.outputNorm,
                                        epsilon: configuration.normEpsilon)
-            try backend.read(backend.project(x, [weights.output])[0]) { logits in
+            let logits = try backend.project(x, [weights.output])[0]
+            let choices = part.compactMap { batch.spans[$0.span].logitCount == 1 ? batch.spans[$0.span].choice : nil }
+            if choices.count == part.count, let tokens = try backend.choose(logits, choices) {
+                for (slot, want) in part.enumerated() { try chosen(want.span, tokens[slot], logits[slot..<slot + 1]) }
+                continue
+            }
+            try backend.read(logits) { logits in
                 let width = logits.count / part.count
                 for (slot, want) in part.enumerated() {
                     receive(want.span, want.row,

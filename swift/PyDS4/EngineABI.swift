@@ -109,7 +109,7 @@ public func pyds4_engine_step(_ handle: OpaquePointer!, _ items: UnsafeMutablePo
             let count = item.tokens == nil ? 0 : max(item.n_tokens, 0)
             return Work(session: unwrap(try required(item.session, "item.session"), as: Session.self),
                         tokens: Array(UnsafeBufferPointer(start: item.tokens, count: count)),
-                        allLogits: item.all_logits)
+                        allLogits: item.all_logits, choice: item.sampling.map { choice($0, item.random) })
         }
         for (index, error) in engine.step(work).enumerated() { finish(&items[index], work[index].session, error) }
     }
@@ -121,7 +121,7 @@ private func finish(_ item: inout pyds4_step_item, _ session: Session, _ error: 
     var error = error
     if error == nil, let sampling = item.sampling {
         do {
-            item.token = try session.withLogits { try choose($0, sampling, item.random) }
+            item.token = try session.chosenToken ?? session.withLogits { try choose($0, sampling, item.random) }
         } catch let failure {
             error = EngineError(failure)
         }
@@ -147,6 +147,11 @@ private func check(_ options: UnsafePointer<pyds4_sampling>, _ random: Double) t
     try require(o.min_p >= 0 && o.min_p <= 1, "min_p: expected 0 to 1, found \(o.min_p)")
     try require(o.top_k >= 0, "top_k: expected 0 or more, found \(o.top_k)")
     try require(random >= 0 && random < 1, "random: expected 0 up to 1, found \(random)")
+}
+
+private func choice(_ options: UnsafePointer<pyds4_sampling>, _ random: Double) -> TokenChoice {
+    let o = options.pointee
+    return TokenChoice(temperature: o.temperature, topP: o.top_p, minP: o.min_p, topK: o.top_k, random: random)
 }
 
 private func choose(_ logits: UnsafeBufferPointer<Float>, _ options: UnsafePointer<pyds4_sampling>,

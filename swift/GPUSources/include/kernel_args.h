@@ -191,11 +191,7 @@ struct gpu_experts {
 
 struct gpu_sampling {
     uint32_t count;
-    uint32_t top_k;
-    float temperature;
-    float top_p;
-    float min_p;
-    float random;
+    uint32_t listed;
 };
 
 enum { GPU_MOST_COPIES = 96 };

@@ -135,14 +135,27 @@ def test_sorted_assignments_are_each_expert_s_in_one_piece(mode: str) -> None:
 
 
 @MODES
-def test_argmax_is_the_lowest_of_the_highest_and_never_a_nan(mode: str) -> None:
-    logits = np.round(_random(3, 3000), 1)
+def test_scan_of_logits_finds_the_lowest_of_the_highest_and_all_weight(mode: str) -> None:
+    logits = np.round(_random(4, 3000), 1) * F32(30)
     logits[1, :100] = np.nan
     logits[2] = np.nan
-    tokens = np.zeros(3, np.int32)
-    call = struct.pack("<2I4f", 3000, 0, 0, 1, 0, 0)
-    _run(mode, "sampling_argmax", [logits, tokens, call], (3,), 1024)
-    assert tokens.tolist() == [int(np.argmax(logits[0])), int(np.nanargmax(logits[1])), -1]
+    logits[3] = -np.inf
+    temperatures = np.array([1, 0.7, 1, 1], F32)
+    selected = np.array([[5, 9, 2000]] * 4, np.int32)
+    counts = np.array([3, 2, 0, 0], np.int32)
+    out = np.full((4, 9), 77, np.int32)
+    call = struct.pack("<2I", 3000, 3)
+    _run(mode, "sampling_scan", [logits, temperatures, selected, counts, out, call], (4,), 1024)
+    best = [int(np.argmax(logits[0])), int(np.nanargmax(logits[1])), -1, -1]
+    assert out[:, 0].tolist() == best
+    for row in (0, 1):
+        wide = logits[row].astype(np.float64)
+        top = np.nanmax(wide)
+        assert out[row, 1:2].view(F32)[0] == top
+        wanted = np.nansum(np.exp((wide - top) / temperatures[row]))
+        np.testing.assert_allclose(out[row, 2:3].view(F32)[0], wanted, rtol=2e-5)
+    assert out[:, 3:6].tolist() == [[5, 9, 2000], [5, 9, -1], [-1] * 3, [-1] * 3]
+    np.testing.assert_array_equal(out[0, 6:].view(F32), logits[0, [5, 9, 2000]])
 
 
 MISBEHAVING = [

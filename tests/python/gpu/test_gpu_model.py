@@ -17,7 +17,10 @@ from reference import Reference, Rounding
 import pyds4
 from models import F32, MIX, fixture_path, random_tokens, synthetic_path, weights_of
 from pyds4.engine import Engine, StepItem
+from pyds4.sampling import Sampler
 from pyds4.synth import Dimensions, TensorTypes, dimensions
+
+ONE_LAYER = dimensions("tiny", ratios=(0,), hash_layers=1)
 
 EXACT_BOUND = 1e-5
 HALF_BOUND = 5e-3
@@ -47,6 +50,48 @@ def test_emulated_backend_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("PYDS4_EMULATOR")
     with pytest.raises(pyds4.BackendError, match="PYDS4_EMULATOR must name the library"):
         _open(fixture_path("a"))
+
+
+SAMPLINGS = [
+    pyds4.Sampling(temperature=0.0),
+    pyds4.Sampling(temperature=0.3, seed=1),
+    pyds4.Sampling(temperature=1.0, seed=2),
+    pyds4.Sampling(temperature=40.0, seed=3),
+    pyds4.Sampling(temperature=1.0, top_k=1, seed=4),
+    pyds4.Sampling(temperature=1.0, top_k=20, seed=5),
+    pyds4.Sampling(temperature=9.0, top_k=300, seed=6),
+    pyds4.Sampling(temperature=0.8, top_p=0.4, seed=7),
+    pyds4.Sampling(temperature=5.0, top_p=0.95, seed=8),
+    pyds4.Sampling(temperature=1.0, min_p=0.3, seed=9),
+    pyds4.Sampling(temperature=2.0, top_k=50, top_p=0.9, min_p=0.01, seed=10),
+]
+
+
+def test_device_chooses_the_tokens_that_the_cpu_would_choose_from_its_logits() -> None:
+    with _open(synthetic_path(ONE_LAYER, F32)) as model, ExitStack() as stack:
+        # Alone each, then all in one step.
+        for batch in [*([sampling] for sampling in SAMPLINGS), SAMPLINGS]:
+            sessions = [stack.enter_context(model.session()) for _ in batch]
+            items = [
+                StepItem(s, [3 + i], how)
+                for i, (s, how) in enumerate(zip(sessions, batch, strict=True))
+            ]
+            for result, session, sampling in zip(model.step(items), sessions, batch, strict=True):
+                assert result.error is None
+                assert result.token == Sampler(sampling).choose(session.logits), sampling
+
+
+def test_logits_are_there_after_the_device_chose() -> None:
+    wanted = prompts("a")[17]
+    with _open(fixture_path("a")) as model, model.session() as session:
+        tokens = [int(token) for token in wanted.tokens[:6]]
+        first = model.step([StepItem(session, tokens, pyds4.Sampling(temperature=0.0))])[0]
+        assert first.token == wanted.best[5]
+        assert error(session.logits[None, COLUMNS], wanted.logits[5:6]) <= EXACT_BOUND
+        with session.fork() as twin:
+            model.step([StepItem(session, [int(wanted.tokens[6])])])
+            assert error(twin.logits[None, COLUMNS], wanted.logits[5:6]) <= EXACT_BOUND
+        assert error(session.logits[None, COLUMNS], wanted.logits[6:7]) <= EXACT_BOUND
 
 
 def test_model_that_does_not_fit_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +200,6 @@ def test_rows_in_the_models_formats_agree_with_double_precision(ratio: int) -> N
     assert np.median(distance) <= EXACT_BOUND
 
 
-ONE_LAYER = dimensions("tiny", ratios=(0,), hash_layers=1)
 EVERY_TYPE = [Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q2_K, Type.Q3_K, Type.Q4_K,
               Type.Q5_K, Type.Q6_K, Type.IQ2_XXS, Type.MXFP4]  # fmt: skip
 
