@@ -18,6 +18,7 @@ from pyds4_server.engine_api import Logits
 
 from pyds4.engine import StepItem, StepResult
 from pyds4.errors import ContextFullError, PyDS4Error
+from pyds4.kv import Resume
 from pyds4.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_vocabulary(tiny_vocabulary())
@@ -42,6 +43,7 @@ class FakeSession:
         self.plan: list[int] | None = None
         self.cursor = 0
         self.is_closed = False
+        self.resume = Resume(0, 0, "nothing", None, 0)
         engine.open_sessions += 1
 
     @property
@@ -71,15 +73,26 @@ class FakeSession:
                 self.cursor += token == self.plan[self.cursor]
             self.tokens.append(token)
 
-    def rewind(self, tokens: Sequence[int]) -> int:
+    def rewind(self, tokens: Sequence[int], *, whole: bool = False) -> int:
         kept = 0
         for mine, theirs in zip(self.tokens, tokens[: len(tokens) - 1], strict=False):
             if mine != theirs:
                 break
             kept += 1
+        known = kept == len(self.tokens)
+        self.resume = Resume(
+            reused=kept,
+            known=kept,
+            source="session" if kept else "nothing",
+            expected=None if known else self.tokens[kept],
+            bytes_read=0,
+        )
         self.tokens = self.tokens[:kept]
         self.plan = None
         return kept
+
+    def save(self) -> None:
+        assert not self.is_closed
 
     def fork(self) -> FakeSession:
         twin = FakeSession(self.engine, self.context)

@@ -49,6 +49,8 @@ class Served:
         await self.http.aclose()
 
 
+_DEFAULTS: dict[str, Any] = {"port": 0, "shutdown_grace_s": 0.2, "disk_cache": False}
+
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
@@ -56,7 +58,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 async def serving(engine: EngineLike | None = None, **settings: Any) -> AsyncIterator[Served]:
     """Serve ``engine`` with ``settings`` on a free port."""
     engine = engine or FakeEngine()
-    checked = Settings(**{"port": 0, "shutdown_grace_s": 0.2} | settings)
+    checked = Settings(**_DEFAULTS | settings)
     async with running(checked, engine) as (url, service):
         served = Served(url, engine, service)
         try:
@@ -74,7 +76,7 @@ def serving_in_background(engine: EngineLike, **settings: Any) -> Iterator[str]:
 
     async def main() -> None:
         stop = asyncio.Event()
-        async with running(Settings(port=0, shutdown_grace_s=0.2, **settings), engine) as (url, _):
+        async with running(Settings(**_DEFAULTS | settings), engine) as (url, _):
             ready.set_result((asyncio.get_running_loop(), stop, url))
             await stop.wait()
 

@@ -17,7 +17,7 @@ from pyds4_server.anthropic import messages
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.errors import ApiError, HostError
 from pyds4_server.http import error_body, json_reply, speaks_anthropic
-from pyds4_server.native import health, metrics, pages, tokens
+from pyds4_server.native import health, kv, metrics, pages, tokens
 from pyds4_server.openai import chat, completions, models
 from pyds4_server.responses import endpoint
 from pyds4_server.responses.store import ResponseStore
@@ -38,7 +38,7 @@ PUBLIC_PATHS = frozenset({"/", "/docs", "/health", "/openapi.json"})
 """Served without an API key."""
 
 
-MODULES = (chat, completions, models, endpoint, messages, tokens, health, metrics, pages)
+MODULES = (chat, completions, models, endpoint, messages, tokens, kv, health, metrics, pages)
 """Everything with a blueprint."""
 
 
@@ -80,7 +80,7 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
 
     @app.before_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
-        await app.ctx.service.scheduler.stop(settings.shutdown_grace_s)
+        await app.ctx.service.stop()
 
     return app
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyds4.errors import PyDS4Error
+from pyds4.kv import Resume
 from pyds4.tokenizer import Tokenizer
 
 Logits = NDArray[np.float32]
@@ -34,8 +35,20 @@ class SessionLike(Protocol):
     def position(self) -> int: ...
     @property
     def logits(self) -> Logits: ...
-    def rewind(self, tokens: Sequence[int]) -> int:
-        """Keep the longest prefix of ``tokens`` the session can resume from; its length."""
+    def rewind(self, tokens: Sequence[int], *, whole: bool = False) -> int:
+        """Keep the longest prefix of ``tokens`` the session can resume from; its length.
+
+        All of them only if ``whole``, and then ``logits`` are those behind the last one.
+        """
+        ...
+
+    @property
+    def resume(self) -> Resume:
+        """What the last ``rewind`` found."""
+        ...
+
+    def save(self) -> None:
+        """Keep where it stands for others, if the engine keeps prefixes. Returns at once."""
         ...
 
     def fork(self) -> Any: ...

@@ -21,12 +21,25 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """Where the cached tokens of a prompt came from, and why there were not more of them.
+
+    ``source`` is nothing, session, memory or disk. ``reason`` may hold words of the prompt: it is
+    for the client that sent it, not for a log.
+    """
+
+    source: str = "nothing"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
     """The prompt is evaluated up to ``done`` of ``total`` tokens; ``cached`` were there before."""
 
     done: int
     total: int
     cached: int
+    lookup: Lookup = field(default=Lookup())
 
 
 @dataclass(frozen=True, slots=True)

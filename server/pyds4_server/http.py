@@ -45,6 +45,15 @@ def parse_body(request: Request, model: type[Model]) -> Model:
         raise InvalidRequestError(
             f"The request body must be a JSON object, not {type(value).__name__}."
         )
+    return checked(value, model)
+
+
+def checked(value: dict[str, Any], model: type[Model]) -> Model:
+    """``value`` as ``model``.
+
+    Raises:
+        InvalidRequestError: a field of the wrong kind.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -18,17 +18,77 @@ from dataclasses import replace
 from typing import Any
 
 from pyds4.chat import markers
+from pyds4.kv import SampledTurn
 from pyds4.tokenizer import Tokenizer
 from pyds4_server.conversation import Conversation, Message, Rendered
+from pyds4_server.events import CallEnd
 from pyds4_server.generation import Turn
+from pyds4_server.kept import Kept
 
 MAX_TURNS = 4096
+
+
+class TurnArchive:
+    """Turns of earlier runs, in the kept `pyds4.kv.TurnStore`; empty without one.
+
+    A turn is stored with the last id of its prompt, which tells the mode it was sampled in, in
+    front of its own.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+
+    def remember(self, turn: Turn) -> None:
+        """Keep ``turn`` before long; returns at once."""
+        store = self._kept.turns
+        if store is None or not turn.prompt:
+            return
+        calls = [
+            {"id": call.id, "name": call.name, "arguments": call.arguments} for call in turn.calls
+        ]
+        sampled = SampledTurn(
+            tokens=(turn.prompt[-1], *turn.tokens),
+            content=turn.content,
+            reasoning=turn.reasoning,
+            calls=[{"is_whole": turn.is_whole}, *calls],
+        )
+        call_ids = [call.id for call in turn.calls]
+        self._kept.in_background(store.remember, turn.prompt, sampled, call_ids)
+
+    def recall(self, call_id: str) -> Turn | None:
+        """The turn that made a tool call."""
+        store = self._kept.turns
+        return None if store is None else _turn(store.recall(call_id))
+
+    def recall_answer(self, prompt: Sequence[int]) -> Turn | None:
+        """The latest whole turn that answered ``prompt``."""
+        store = self._kept.turns
+        turn = None if store is None else _turn(store.recall_answer(prompt))
+        return turn if turn is not None and turn.is_whole else None
+
+
+def _turn(sampled: SampledTurn | None) -> Turn | None:
+    if sampled is None or not sampled.tokens or not sampled.calls:
+        return None
+    notes, *calls = sampled.calls
+    return Turn(
+        prompt=sampled.tokens[:1],
+        tokens=sampled.tokens[1:],
+        is_whole=bool(notes.get("is_whole")),
+        reasoning=sampled.reasoning,
+        content=sampled.content,
+        calls=[
+            CallEnd(index, call["id"], call["name"], call["arguments"])
+            for index, call in enumerate(calls)
+        ],
+    )
 
 
 class TurnMemory:
     """The latest turns. Written by the scheduler's thread, read while prompts are made."""
 
-    def __init__(self, tokenizer: Tokenizer, limit: int = MAX_TURNS) -> None:
+    def __init__(self, tokenizer: Tokenizer, kept: Kept, limit: int = MAX_TURNS) -> None:
+        self._archive = TurnArchive(kept)
         self._assistant = tokenizer.token_id(markers.ASSISTANT)
         self._eos = tokenizer.eos_id
         self._limit = limit
@@ -46,6 +106,7 @@ class TurnMemory:
             for kept in (self._by_call, self._by_prompt):
                 while len(kept) > self._limit:
                     kept.popitem(last=False)
+        self._archive.remember(turn)
 
     def with_reasoning(self, conversation: Conversation) -> Conversation:
         """The conversation with the reasoning of turns whose client does not send it back."""
@@ -95,17 +156,19 @@ class TurnMemory:
         return spans
 
     def _turn_of_calls(self, message: Message) -> Turn | None:
-        calls = message.get("tool_calls") or ()
+        ids = [call.get("id") or "" for call in message.get("tool_calls") or ()]
         with self._lock:
-            for call in calls:
-                turn = self._by_call.get(call.get("id") or "")
+            for call_id in ids:
+                turn = self._by_call.get(call_id)
                 if turn is not None:
                     return turn
-        return None
+        archived = (self._archive.recall(call_id) for call_id in ids if call_id)
+        return next((turn for turn in archived if turn is not None), None)
 
     def _turn_after(self, prompt: Sequence[int]) -> Turn | None:
         with self._lock:
-            return self._by_prompt.get(_digest(prompt))
+            turn = self._by_prompt.get(_digest(prompt))
+        return turn or self._archive.recall_answer(prompt)
 
 
 def _says_same(turn: Turn, message: Message) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from pyds4 import Sampler, Sampling, StepItem
 from pyds4_server.engine_api import SessionLike
+from pyds4_server.events import Lookup
 from pyds4_server.generation import Generation
 from pyds4_server.jobs import Job
 from pyds4_server.sessions import PooledSession
@@ -29,6 +30,7 @@ class Answering:
         "first_token_s",
         "generation",
         "job",
+        "lookup",
         "pending",
         "prompt",
         "sampler",
@@ -44,6 +46,7 @@ class Answering:
         self.session: PooledSession | None = None
         self.done = 0
         self.cached = 0
+        self.lookup = Lookup()
         self.pending: int | None = None
         self.sampler = sampler
         self.started_s = time.monotonic()

@@ -19,15 +19,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pyds4 import Sampler, Sampling, Tokenizer
 from pyds4.errors import ContextFullError, PyDS4Error
 from pyds4_server.counters import Counters
 from pyds4_server.engine_api import EngineLike, StepResultLike
 from pyds4_server.errors import OverloadedError, ShuttingDownError
-from pyds4_server.events import Event, Failed, Finished, FinishReason, Prefilled, Update, Usage
+from pyds4_server.events import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Lookup,
+    Prefilled,
+    Update,
+    Usage,
+)
 from pyds4_server.generation import Generation, GenerationRequest, Identity, SpecialTokens
 from pyds4_server.jobs import Job, Subscription
+from pyds4_server.kept import Kept
 from pyds4_server.planning import Answering, Work, plan
 from pyds4_server.repetition import RepetitionGuard
 from pyds4_server.sampling import TokenChooser
@@ -43,10 +54,14 @@ class Scheduler:
     Args:
         engine: Owned from ``start`` to ``stop``.
         settings: Bounds and chunk sizes.
+        kept: Told about every turn that ended.
     """
 
-    def __init__(self, engine: EngineLike, settings: Settings) -> None:
+    def __init__(self, engine: EngineLike, settings: Settings, kept: Kept) -> None:
         self._engine = engine
+        self._kept = kept
+        # One client must not be told a word of another's conversation.
+        self._shows_expected = len(settings.keys()) <= 1
         self._settings = settings
         self._tokenizer: Tokenizer = engine.tokenizer
         self._special = SpecialTokens.of(engine.tokenizer)
@@ -171,7 +186,14 @@ class Scheduler:
         for job in waiting:
             self._emit(job, 0, Failed("the server is shutting down", "shutdown"))
         self._flush()
+        self._keep_sessions()
         self._pool.close()
+
+    def _keep_sessions(self) -> None:
+        """Save what was evaluated since the last turn ended: the next start goes on from there."""
+        for pooled in self._pool.by_last_use():
+            self._kept.turn_ended(pooled.session, pooled.tokens)
+            self._kept.flush()  # a store takes a few saves at a time
 
     def _drop_cancelled(self, waiting: deque[Job]) -> None:
         for sequence in [s for s in self._active if s.job.is_cancelled]:
@@ -202,14 +224,29 @@ class Scheduler:
         session, cached = self._pool.acquire(request.prompt)
         self.counters.prompt_tokens += len(request.prompt)
         self.counters.cached_tokens += cached
+        lookup = self._lookup(session, request.prompt)
+        log.info("%d of %d prompt tokens cached (%s)", cached, len(request.prompt), lookup.source)
         for choice in range(request.n):
             sequence = self._sequence(job, choice)
-            sequence.cached = cached
+            sequence.cached, sequence.lookup = cached, lookup
             if choice == 0:
                 sequence.session, sequence.done = session, cached
             self._active.append(sequence)
         self.counters.active = len(self._active)
-        self._emit(job, 0, Prefilled(cached, len(request.prompt), cached))
+        self._emit(job, 0, Prefilled(cached, len(request.prompt), cached, lookup))
+        if cached == len(request.prompt):
+            first = next(sequence for sequence in self._active if sequence.session is session)
+            try:
+                self._begin_answer(first, session, None)
+            except Exception as error:
+                log.exception("a first token could not be chosen")
+                self._fail(first, error)
+
+    def _lookup(self, pooled: PooledSession, prompt: Sequence[int]) -> Lookup:
+        resume = pooled.session.resume
+        if not self._shows_expected:
+            resume = replace(resume, expected=None)
+        return Lookup(resume.source, resume.reason(prompt, self._tokenizer.decode))
 
     def _sequence(self, job: Job, choice: int) -> Answering:
         request, options = job.request, job.request.sampling
@@ -267,16 +304,24 @@ class Scheduler:
         session.tokens.extend(item.tokens)
         if prompt_tokens:
             sequence.done += prompt_tokens
-            progress = Prefilled(sequence.done, len(sequence.prompt), sequence.cached)
+            progress = Prefilled(
+                sequence.done, len(sequence.prompt), sequence.cached, sequence.lookup
+            )
             self._emit(sequence.job, sequence.choice, progress)
-            if sequence.done < len(sequence.prompt):
-                return
-            if sequence.job.request.n > 1:
-                self._fork_choices(sequence, session)
-        token = result.token
-        if token is None:
-            token = sequence.generation.choose(session.session.logits)
-        self._accept(sequence, token)
+            if sequence.done == len(sequence.prompt):
+                self._begin_answer(sequence, session, result.token)
+            return
+        self._accept(sequence, self._chosen(sequence, session, result.token))
+
+    def _begin_answer(self, sequence: Answering, session: PooledSession, token: int | None) -> None:
+        """The prompt is evaluated: all answers to it begin."""
+        if sequence.job.request.n > 1:
+            self._fork_choices(sequence, session)
+        self._accept(sequence, self._chosen(sequence, session, token))
+
+    def _chosen(self, sequence: Answering, session: PooledSession, token: int | None) -> int:
+        """The token that the engine drew, or one drawn here."""
+        return sequence.generation.choose(session.session.logits) if token is None else token
 
     def _fork_choices(self, first: Answering, session: PooledSession) -> None:
         """The prompt is evaluated: the other answers to it begin at the same logits."""
@@ -321,6 +366,8 @@ class Scheduler:
         }
         self.counters.finished += 1
         self.counters.latency(sequence.first_token_s - sequence.started_s)
+        if sequence.session is not None:
+            self._kept.turn_ended(sequence.session.session, sequence.session.tokens)
         finish = generation.finish_reason or reason
         self._end(sequence, Finished(finish, usage, generation.stop_sequence, timing))
 

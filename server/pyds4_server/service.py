@@ -15,6 +15,7 @@ from pyds4_server.conversation import Conversation, Rendered, render_conversatio
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
 from pyds4_server.generation import Identity
+from pyds4_server.kept import Kept
 from pyds4_server.memory import TurnMemory
 from pyds4_server.scheduler import Scheduler
 from pyds4_server.settings import Settings
@@ -40,11 +41,17 @@ class Service:
         self.settings = settings
         self.engine = engine
         self.tokenizer: Tokenizer = engine.tokenizer
-        self.scheduler = Scheduler(engine, settings)
+        self.kept = Kept(settings, engine)
+        self.scheduler = Scheduler(engine, settings, self.kept)
         self.context_tokens = self.scheduler.context_tokens
-        self.memory = TurnMemory(engine.tokenizer)
+        self.memory = TurnMemory(engine.tokenizer, self.kept)
         self.model_id = settings.model_name or _file_stem(engine) or "deepseek-v4"
         self.started_s = int(time.time())
+
+    async def stop(self) -> None:
+        """End what runs, save what was evaluated, let go of the files."""
+        await self.scheduler.stop(self.settings.shutdown_grace_s)
+        await asyncio.to_thread(self.kept.close)
 
     def check_model(self, name: str) -> None:
         """Accept the names this model answers to.
@@ -74,7 +81,7 @@ class Service:
             default_thinking=settings.default_thinking,
             profile=settings.effort_profile,
         )
-        ids = rendered.prompt.token_ids(self.tokenizer)
+        ids, _ = self.kept.timelines.ids(rendered.prompt)
         return Prepared(self.memory.replay(ids, rendered), rendered)
 
     def checked_ids(self, ids: Sequence[int], param: str) -> list[int]:

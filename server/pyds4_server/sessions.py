@@ -53,7 +53,8 @@ class SessionPool:
         return sum(len(pooled.tokens) for pooled in self._sessions)
 
     def acquire(self, prompt: Sequence[int]) -> tuple[PooledSession, int]:
-        """A session for ``prompt`` and how much of it is there already.
+        """A session for ``prompt`` and how much of it is there already: all of it, if the logits
+        behind it are known.
 
         A session whose end the prompt does not contain is forked, not rewound: a title or subagent
         request that shares the main conversation's beginning leaves it whole, and a fork costs
@@ -70,7 +71,8 @@ class SessionPool:
             if common > shared or (common == shared and best is not None and best.busy):
                 best, shared = pooled, common
         if best is None or shared < MIN_SHARED_TOKENS:
-            return self._fresh(), 0
+            # Another session's checkpoints, or the disk, may know more than the pool.
+            return self._rewound(self._fresh(), prompt)
         if not best.busy and shared == len(best.tokens):
             best.busy = True
             return self._rewound(best, prompt)
@@ -97,6 +99,10 @@ class SessionPool:
             self._sessions.remove(pooled)
             pooled.session.close()
 
+    def by_last_use(self) -> list[PooledSession]:
+        """All of them, the one used longest ago first."""
+        return sorted(self._sessions, key=lambda pooled: pooled.last_used_s)
+
     def close(self) -> None:
         """Close every session."""
         while self._sessions:
@@ -109,7 +115,7 @@ class SessionPool:
         return pooled
 
     def _rewound(self, pooled: PooledSession, prompt: list[int]) -> tuple[PooledSession, int]:
-        kept = pooled.session.rewind(prompt)
+        kept = pooled.session.rewind(prompt, whole=True)
         pooled.tokens = prompt[:kept]
         return pooled, kept
 

@@ -80,6 +80,28 @@ class Settings(BaseModel):
     )
     retry_after_s: int = Field(default=2, ge=1, description="Sent with 429 and 529.")
 
+    # What is kept of conversations.
+    disk_cache: bool = Field(
+        default=True, description="Keep prefixes of conversations on disk, across restarts."
+    )
+    disk_cache_directory: Path | None = Field(
+        default=None, description="Where; default: the user's cache directory."
+    )
+    disk_cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB on disk; default: a quarter of what is free, at most 64.",
+    )
+    disk_cache_daily_write_gib: float = Field(
+        default=100.0, ge=0, description="GiB written in 24 hours; 0 sets no limit."
+    )
+    memory_cache_gib: float | None = Field(
+        default=None,
+        ge=0,
+        description="GiB of prefixes in memory beside open sessions; default: a sixteenth of the "
+        "memory, at most 2.",
+    )
+
     # How it answers.
     keepalive_s: float = Field(default=10.0, gt=0, description="Longest silence on an open stream.")
     patience_s: float = Field(

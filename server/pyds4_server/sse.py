@@ -67,11 +67,19 @@ def progress_comment(progress: Prefilled | None) -> bytes:
     return comment("pyds4 " + json.dumps(state, separators=(",", ":")))
 
 
+MAX_REASON_CHARACTERS = 400
+
+
 def cache_header(progress: Prefilled | None) -> str:
-    """``x-pyds4-cache``: how much of the prompt was there already."""
+    """``x-pyds4-cache``: how much of the prompt was there already, who had it, and why not more."""
     if progress is None:
         return "queued"
-    return f"reused={progress.cached}; prompt={progress.total}"
+    # Quoted as JSON it is ASCII without line breaks, whatever the prompt holds.
+    reason = json.dumps(progress.lookup.reason[:MAX_REASON_CHARACTERS])
+    return (
+        f"reused={progress.cached}; prompt={progress.total}; "
+        f"source={progress.lookup.source}; reason={reason}"
+    )
 
 
 async def stream(

@@ -72,6 +72,42 @@ class _ServiceCollector(Collector):
         seconds.add_metric(["decode"], c.decode_s)
         yield seconds
         yield self._first_token()
+        yield from self._kept()
+
+    def _kept(self) -> Iterable[Metric]:
+        """The caches, named for the place they are in."""
+        stored = GaugeMetricFamily(
+            "pyds4_cache_bytes", "Prefixes kept beside open sessions.", labels=["place"]
+        )
+        lookups = CounterMetricFamily(
+            "pyds4_cache_lookups", "Looks for a prefix.", labels=["place", "result"]
+        )
+        evicted = CounterMetricFamily(
+            "pyds4_cache_evicted", "Prefixes or files removed for room.", labels=["place"]
+        )
+        memory, disk = self._service.kept.memory_stats(), self._service.kept.disk_stats()
+        for place, stats in (("memory", memory), ("disk", disk)):
+            if stats is not None:
+                stored.add_metric([place], stats.byte_count)
+                lookups.add_metric([place, "hit"], stats.hits)
+                lookups.add_metric([place, "miss"], stats.misses)
+                evicted.add_metric([place], stats.evicted)
+        yield from (stored, lookups, evicted)
+        if disk is None:
+            return
+        moved = CounterMetricFamily(
+            "pyds4_disk_cache_moved_bytes", "Read from and written to disk.", labels=["direction"]
+        )
+        moved.add_metric(["read"], disk.bytes_read)
+        moved.add_metric(["written"], disk.bytes_written)
+        yield moved
+        lost = CounterMetricFamily(
+            "pyds4_disk_cache_not_written", "Saves that were not made.", labels=["why"]
+        )
+        lost.add_metric(["over_budget"], disk.over_budget)
+        lost.add_metric(["error"], disk.write_errors)
+        lost.add_metric(["disk_too_slow"], disk.given_up)
+        yield lost
 
     def _first_token(self) -> Metric:
         counters = self._service.scheduler.counters

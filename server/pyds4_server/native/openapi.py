@@ -50,6 +50,11 @@ ROUTES = (
     Route("post", "/detokenize", "Token ids to text", native.DetokenizeRequest, native.Text),
     Route("post", "/apply-template", "The prompt a chat makes",
           native.TemplateRequest, native.RenderedPrompt),
+    Route("get", "/v1/kv", "What is kept of conversations", None, native.KeptPrefixes),
+    Route("delete", "/v1/kv", "Forget all that is not pinned", None, native.Freed),
+    Route("post", "/v1/kv/{key}", "Pin an entry, or no longer", native.PinRequest, native.Pinned),
+    Route("delete", "/v1/kv/{key}", "Forget an entry", None, native.Freed),
+    Route("post", "/v1/kv/warm", "Have a prompt ready", native.WarmRequest, native.Warmed),
     Route("get", "/health", "Whether requests are served", None, native.Health),
     Route("get", "/metrics", "Prometheus metrics, as text", None, None),
 )  # fmt: skip

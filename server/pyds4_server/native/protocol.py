@@ -60,3 +60,93 @@ class Health(BaseModel):
     model: str
     active: int
     waiting: int
+
+
+class KeptEntry(BaseModel):
+    """A place on disk that a conversation can go on from; see `pyds4.kv.Entry`."""
+
+    object: str
+    key: str
+    identity: str
+    position: int
+    byte_count: int
+    chain_bytes: int
+    made_s: int
+    used_s: int
+    pinned: bool
+    anchor: bool
+    ends_with: str
+
+
+class DiskStats(BaseModel):
+    """See `pyds4.kv.StoreStats`."""
+
+    byte_count: int
+    files: int
+    states: int
+    blocks: int
+    hits: int
+    misses: int
+    bytes_read: int
+    bytes_written: int
+    states_written: int
+    over_budget: int
+    write_errors: int
+    evicted: int
+    damaged_removed: int
+    leftovers_removed: int
+    waiting: int
+    given_up: int
+    write_budget_left: int | None
+    last_error: str
+
+
+class MemoryStats(BaseModel):
+    """See `pyds4.kv.PrefixStats`."""
+
+    budget_bytes: int
+    byte_count: int
+    entry_count: int
+    hits: int
+    misses: int
+    evicted: int
+    reused_tokens: int
+
+
+class KeptPrefixes(BaseModel):
+    """``disk`` and ``directory`` are null when nothing is kept on disk."""
+
+    object: str
+    data: list[KeptEntry]
+    directory: str | None
+    disk: DiskStats | None
+    memory: MemoryStats | None
+
+
+class PinRequest(Request):
+    pinned: bool = True
+
+
+class Pinned(BaseModel):
+    key: str
+    pinned: bool
+
+
+class Freed(BaseModel):
+    freed_bytes: int
+
+
+class WarmRequest(Request):
+    """A conversation in the form of a chat completion's request, or plain text."""
+
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+
+
+class Warmed(BaseModel):
+    """``kept`` tokens of ``tokens`` are on disk and pinned under ``key``."""
+
+    tokens: int
+    evaluated: int
+    kept: int
+    key: str | None
