@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pyds4.model_file import ModelFile
+from pyds4.synth.checkpoint import Style, checkpoint_config, checkpoint_tokenizer
 from pyds4.synth.model import Dimensions
 from pyds4.synth.names import EXPERTS, HF_LAYER, HF_TOP, OFFICIAL_LAYER, OFFICIAL_TOP
 from pyds4.synth.vocabulary import make_vocabulary
@@ -62,7 +64,9 @@ def to_fp4(weight: Array) -> tuple[Array, Array, Array]:
     top = np.maximum(np.abs(blocks).max(1), 1e-20)
     exponents = np.ceil(np.log2(top / 6)).astype(np.int64)
     scale = (2.0**exponents).astype(np.float32)[:, None]
-    codes = np.abs(blocks[..., None] / scale[..., None] - FP4_VALUES).argmin(-1).astype(np.uint8)
+    middles = (FP4_VALUES[:7] + FP4_VALUES[1:8]) / 2
+    codes = np.searchsorted(middles, np.abs(blocks) / scale).astype(np.uint8)
+    codes |= (blocks < 0) * np.uint8(8)
     out = (FP4_VALUES[codes] * scale).reshape(weight.shape)
     codes = codes.reshape(weight.shape)
     packed = (codes[:, 0::2] | codes[:, 1::2] << 4).view(np.int8)
@@ -74,53 +78,69 @@ def to_bf16(weight: Array) -> Array:
     return (np.ascontiguousarray(weight, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def config_of(d: Dimensions) -> dict[str, Any]:
-    return {
-        "model_type": "deepseek_v4",
-        "vocab_size": d.vocab,
-        "hidden_size": d.hidden,
-        "moe_intermediate_size": d.inter,
-        "num_hidden_layers": len(d.ratios),
-        "num_attention_heads": d.heads,
-        "head_dim": d.head_dim,
-        "qk_rope_head_dim": d.rope_dims,
-        "q_lora_rank": d.q_lora,
-        "o_groups": d.o_groups,
-        "o_lora_rank": d.o_lora,
-        "n_routed_experts": d.experts,
-        "num_experts_per_tok": d.experts_used,
-        "routed_scaling_factor": d.route_scale,
-        "swiglu_limit": d.swiglu_clamp,
-        "num_hash_layers": d.hash_layers,
-        "compress_ratios": list(d.ratios),
-        "compress_rope_theta": d.compress_theta,
-        "index_n_heads": d.index_heads,
-        "index_head_dim": d.index_dim,
-        "index_topk": d.index_top_k,
-        "hc_mult": 4,
-        "hc_sinkhorn_iters": 20,
-        "hc_eps": 1e-6,
-        "rope_theta": d.rope_theta,
-        "rope_scaling": {
-            "type": "yarn",
-            "factor": d.yarn_factor,
-            "original_max_position_embeddings": d.yarn_context,
-            "beta_fast": 32,
-            "beta_slow": 1,
-        },
-        "max_position_embeddings": d.context,
-        "rms_norm_eps": d.norm_epsilon,
-        "sliding_window": d.window,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-
-
 def plain(name: str, key: str, weight: Array) -> Stored:
     """F32, tables as the official I64."""
     if weight.dtype == np.int32:
         return {key: ("I64", weight.astype(np.int64))}
     return {key: ("F32", weight)}
+
+
+class Quantised:
+    """Stores experts as FP4 or FP8, projections as FP8, the rest BF16 or F32.
+
+    Attributes:
+        said: By GGUF name: the numbers that the stored ones stand for.
+        fp4: By GGUF name: codes and exponents of each expert.
+    """
+
+    def __init__(self, style: Style, experts: str = "fp4", scales: str = "F8_E8M0") -> None:
+        self.style, self.experts, self.scales = style, experts, scales
+        self.said: dict[str, Array] = {}
+        self.fp4: dict[str, list[tuple[Array, Array]]] = {}
+
+    def __call__(self, name: str, key: str, weight: Array) -> Stored:
+        if "_exps" in name:
+            return self._expert_or_stack(name, key, weight)
+        if weight.ndim == 2 and any(
+            part in name for part in ("attn_q", "attn_kv.", "attn_output", "shexp")
+        ):
+            codes, scales, said = to_fp8(weight)
+            self.said[name] = said
+            return self._with_scales(key, "F8_E4M3", codes, scales)
+        self.said[name] = weight
+        if weight.dtype == np.int32 or weight.ndim == 1 or name.endswith("_ape.weight"):
+            return plain(name, key, weight)
+        return {key: ("BF16", to_bf16(weight))}
+
+    def _expert_or_stack(self, name: str, key: str, weight: Array) -> Stored:
+        is_fp4 = self.experts == "fp4"
+        matrices = weight if weight.ndim == 3 else weight[None]
+        made = [(to_fp4 if is_fp4 else to_fp8)(matrix) for matrix in matrices]
+        said = np.stack([numbers for *_, numbers in made])
+        if weight.ndim == 3 and "gate_exps" in name:
+            rows = said.shape[1] // 2
+            self.said[name] = said[:, :rows]
+            self.said[name.replace("gate_exps", "up_exps")] = said[:, rows:]
+        elif weight.ndim == 3:
+            self.said[name] = said
+        else:
+            earlier = [self.said[name]] if name in self.said else []
+            self.said[name] = np.concatenate([*earlier, said])
+            self.fp4.setdefault(name, []).append(made[0][:2])
+        codes, scales = (np.stack(parts) for parts in list(zip(*made, strict=True))[:2])
+        if weight.ndim == 2:
+            codes, scales = codes[0], scales[0]
+        return self._with_scales(key, "I8" if is_fp4 else "F8_E4M3", codes, scales)
+
+    def _with_scales(self, key: str, dtype: str, codes: Array, scales: Array) -> Stored:
+        base = key.removesuffix(".weight")
+        if self.style == "official":
+            suffix = ".scale"
+        else:
+            suffix = ".weight_scale_inv" if base != key else "_scale_inv"
+        if self.scales == "F32":
+            scales = (scales.astype(np.uint32) << 23).view(np.float32)
+        return {key: (dtype, codes), base + suffix: (self.scales, scales)}
 
 
 def stored(
@@ -138,12 +158,12 @@ def stored(
         if rest not in EXPERTS:
             out |= store(name, prefix + layers[rest], weight)
         elif style == "hf":
+            stack = f"{prefix}mlp.experts.{EXPERTS[rest][2]}"
             if rest == "ffn_gate_exps.weight":
                 up = weights[name.replace("gate_exps", "up_exps")]
-                both = np.concatenate([weight, up], 1)
-                out[f"{prefix}mlp.experts.gate_up_proj"] = ("F32", both)
+                out |= store(name, stack, np.concatenate([weight, up], 1))
             elif rest == "ffn_down_exps.weight":
-                out[f"{prefix}mlp.experts.down_proj"] = ("F32", weight)
+                out |= store(name, stack, weight)
         else:
             for expert, matrix in enumerate(weight):
                 key = f"{prefix}ffn.experts.{expert}.{EXPERTS[rest][0]}.weight"
@@ -151,11 +171,24 @@ def stored(
     return out
 
 
-def save(directory: Path, tensors: Stored, dimensions: Dimensions, shards: int = 1) -> None:
-    """Write config, tokenizer, shards and, for more than one, the index."""
+def save(
+    directory: Path,
+    tensors: Stored,
+    dimensions: Dimensions,
+    shards: int = 1,
+    style: Style = "official",
+    vocabulary: tuple[list[str], list[int], list[str]] | None = None,
+) -> None:
+    """Write config, tokenizer, shards and, for more than one, the index.
+
+    ``vocabulary`` is (tokens, types, merges); the synthetic one when None.
+    """
     directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config_of(dimensions)))
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer_of(dimensions.vocab)))
+    (directory / "config.json").write_text(json.dumps(checkpoint_config(dimensions, style)))
+    if vocabulary is None:
+        made = make_vocabulary(dimensions.vocab)
+        vocabulary = made.tokens, made.types, made.merges
+    (directory / "tokenizer.json").write_text(json.dumps(checkpoint_tokenizer(*vocabulary)))
     names = list(tensors)
     places: dict[str, str] = {}
     for shard in range(shards):
@@ -185,20 +218,36 @@ def write_safetensors(path: Path, tensors: Stored) -> None:
             file.write(np.ascontiguousarray(data).tobytes())
 
 
-def tokenizer_of(size: int) -> dict[str, Any]:
-    """The synthetic vocabulary in the form of the ``tokenizers`` library."""
-    vocabulary = make_vocabulary(size)
-    plain, added = {}, []
-    for id, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
-        if kind == 1:
-            plain[text] = id
-        else:
-            added.append({"id": id, "content": text, "special": kind == 3})
-    return {
-        "added_tokens": added,
-        "model": {
-            "type": "BPE",
-            "vocab": plain,
-            "merges": [merge.split(" ") for merge in vocabulary.merges],
-        },
-    }
+def dimensions_of(file: ModelFile) -> Dimensions:
+    """The shapes that a GGUF file's metadata give."""
+
+    def get(key: str) -> Any:
+        return file[f"deepseek4.{key}"]
+
+    ratios = get("attention.compress_ratios")
+    return Dimensions(
+        hidden=get("embedding_length"),
+        inter=get("expert_feed_forward_length"),
+        heads=get("attention.head_count"),
+        head_dim=get("attention.key_length"),
+        q_lora=get("attention.q_lora_rank"),
+        o_groups=get("attention.output_group_count"),
+        o_lora=get("attention.output_lora_rank"),
+        experts=get("expert_count"),
+        experts_used=get("expert_used_count"),
+        index_heads=get("attention.indexer.head_count"),
+        index_dim=get("attention.indexer.key_length"),
+        index_top_k=get("attention.indexer.top_k"),
+        window=get("attention.sliding_window"),
+        vocab=get("vocab_size"),
+        ratios=tuple(ratios),
+        hash_layers=get("hash_layer_count"),
+        route_scale=get("expert_weights_scale"),
+        swiglu_clamp=get("swiglu_clamp_exp")[0],
+        yarn_factor=get("rope.scaling.factor"),
+        yarn_context=get("rope.scaling.original_context_length"),
+        rope_dims=get("rope.dimension_count"),
+        rope_theta=get("rope.freq_base"),
+        compress_theta=get("attention.compress_rope_freq_base"),
+        norm_epsilon=get("attention.layer_norm_rms_epsilon"),
+    )

@@ -7,11 +7,14 @@ import shutil
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyds4.cli import options
 from pyds4.cli.console import Progress, note, rate, size
 from pyds4.cli.failure import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from pyds4.synth import Dimensions
 
 EPILOG = """\
 presets:
@@ -27,6 +30,7 @@ model, what it says is not.
 examples:
   pyds4 synth mid mid.gguf
   pyds4 synth flash five.gguf --layers 5
+  pyds4 synth flash directory --layers 3 --checkpoint official   (10.8 GB, for pyds4 convert)
   pyds4 synth tiny t.gguf --experts q4_k --dimension experts=32 --dimension vocab=1024
 """
 
@@ -36,9 +40,14 @@ _ROLES = ("embedding", "output", "dense", "small", "experts")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("preset", metavar="PRESET", help="tiny, mid, flash or pro")
-    parser.add_argument("out", metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("out", metavar="OUT", help="the GGUF file to write, or the directory")
     parser.add_argument(
         "--layers", type=options.integer(1), metavar="N", help="the first N layers only, or more"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("official", "hf"),
+        help="write a directory of safetensors, with the official names or transformers'",
     )
     parser.add_argument(
         "--dimension",
@@ -73,6 +82,8 @@ def execute(arguments: argparse.Namespace) -> int:
     from pyds4.synth import TensorTypes, dimensions, synthesize, synthetic_tensors
 
     chosen = dimensions(arguments.preset, arguments.layers, **_overrides(arguments.dimension))
+    if arguments.checkpoint:
+        return _checkpoint(arguments, chosen)
     types = TensorTypes.named(**{role: getattr(arguments, role) for role in _ROLES})
     out = Path(arguments.out)
     tensors = synthetic_tensors(chosen, types, arguments.seed)
@@ -97,6 +108,26 @@ def execute(arguments: argparse.Namespace) -> int:
         )
     seconds = time.perf_counter() - started
     note(f"{out}: {described} in {seconds:.1f} s ({rate(written, seconds) / 1e6:.0f} MB/s)")
+    return 0
+
+
+def _checkpoint(arguments: argparse.Namespace, chosen: Dimensions) -> int:
+    from pyds4.synth import checkpoint_bytes, synthesize_checkpoint
+
+    out, style = Path(arguments.out), arguments.checkpoint
+    described = f"{out}: {len(chosen.ratios)} layers, {size(checkpoint_bytes(chosen, style))}"
+    if arguments.dry_run:
+        print(described)
+        return 0
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not arguments.force):
+        raise CommandError(f"{out}: exists; --force writes into a directory that is not empty")
+    started = time.perf_counter()
+    with Progress(f"writing {out.name}", "bytes") as progress:
+        written = synthesize_checkpoint(
+            out, chosen, style=style, seed=arguments.seed, progress=progress.update
+        )
+    seconds = time.perf_counter() - started
+    note(f"{described} in {seconds:.1f} s ({rate(written, seconds) / 1e6:.0f} MB/s)")
     return 0
 
 

@@ -6,6 +6,7 @@ text they produce means nothing.
 """
 
 from .blocks import RANDOM_TYPES, random_blocks
+from .checkpoint import checkpoint_bytes, synthesize_checkpoint
 from .model import Dimensions, Fill, Role, TensorPlan, plan
 from .presets import PRESETS, dimensions
 from .synthesize import TensorTypes, synthesize, synthetic_tensors, tensor_type
@@ -22,10 +23,12 @@ __all__ = [
     "TensorPlan",
     "TensorTypes",
     "Typed",
+    "checkpoint_bytes",
     "dimensions",
     "plan",
     "random_blocks",
     "synthesize",
+    "synthesize_checkpoint",
     "synthetic_tensors",
     "tensor_type",
     "write_gguf",

@@ -10,17 +10,21 @@ from typing import Any
 import checkpoint_writer as writer
 import numpy as np
 import pytest
-from checkpoint_writer import Array, Stored, plain
+from checkpoint_writer import Array, Quantised, Stored, plain
 from gguf import GGUFReader
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from golden import COLUMNS, prompts
 
 from pyds4.cli import main
+from pyds4.default_model import find_model
 from pyds4.engine import Engine, StepItem
 from pyds4.errors import ModelFileError
 from pyds4.files.convert import convert_checkpoint
 from pyds4.files.source import raw_metadata
 from pyds4.model_file import ModelFile
+from pyds4.synth import Tensor, TensorTypes, dimensions, synthesize, write_gguf
+from pyds4.synth.checkpoint import Style
 from pyds4.synth.fixtures import FIXTURES, fixture_weights, write_fixture
 
 
@@ -40,11 +44,11 @@ def numbers(path: Path) -> dict[str, Array]:
 @pytest.mark.parametrize("style", ["official", "hf"])
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_a_checkpoint_in_f32_comes_back_as_the_file_it_was_saved_from(
-    tmp_path: Path, name: str, style: str
+    tmp_path: Path, name: str, style: Style
 ) -> None:
     weights = fixture_weights(name)
     tensors = writer.stored(weights, style, plain)
-    writer.save(tmp_path / "saved", tensors, FIXTURES[name][0], shards=3)
+    writer.save(tmp_path / "saved", tensors, FIXTURES[name][0], shards=3, style=style)
     done = convert_checkpoint(
         tmp_path / "saved", tmp_path / "out.gguf", recipe_name="exact", name="x"
     )
@@ -62,49 +66,110 @@ def test_a_checkpoint_in_f32_comes_back_as_the_file_it_was_saved_from(
             assert ours[key].encode() == theirs[key].encode(), key
 
 
-def test_the_converted_file_gives_the_golden_logits(tmp_path: Path) -> None:
-    tensors = writer.stored(fixture_weights("a"), "official", plain)
-    writer.save(tmp_path / "saved", tensors, FIXTURES["a"][0])
+@pytest.mark.parametrize("style", ["official", "hf"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_converted_file_gives_the_golden_logits(
+    tmp_path: Path, name: str, style: Style
+) -> None:
+    tensors = writer.stored(fixture_weights(name), style, plain)
+    writer.save(tmp_path / "saved", tensors, FIXTURES[name][0], style=style)
     convert_checkpoint(tmp_path / "saved", tmp_path / "out.gguf", recipe_name="exact")
-    golden = prompts("a")[130]
-    with Engine(tmp_path / "out.gguf", backend="cpu", roundings=False) as engine:
-        item = StepItem(engine.session(), golden.tokens.tolist(), all_logits=True)
-        result = engine.step([item])[0]
-    assert result.logits is not None
-    got = result.logits[:, COLUMNS]
+    golden = prompts(name)[130]
+    got = logits_of(tmp_path / "out.gguf", golden.tokens)[:, COLUMNS]
     assert np.linalg.norm(got - golden.logits) / np.linalg.norm(golden.logits) < 1e-5
 
 
-class Quantised:
-    """Stores experts as FP4, projections as FP8, the rest BF16 or F32, and notes what they say."""
+def logits_of(path: Path, tokens: Array) -> Array:
+    """After every token, without the model's roundings."""
+    with Engine(path, backend="cpu", roundings=False) as engine:
+        item = StepItem(engine.session(), tokens.tolist(), all_logits=True)
+        result = engine.step([item])[0]
+    assert result.logits is not None
+    return result.logits
 
-    def __init__(self) -> None:
-        self.said: dict[str, list[Array]] = {}
-        self.mxfp4: dict[str, list[tuple[Array, Array]]] = {}
 
-    def __call__(self, name: str, key: str, weight: Array) -> Stored:
-        if "_exps" in name:
-            packed, scales, said = writer.to_fp4(weight)
-            self.said.setdefault(name, []).append(said)
-            self.mxfp4.setdefault(name, []).append((packed, scales))
-            return {key: ("I8", packed), key.replace(".weight", ".scale"): ("F8_E8M0", scales)}
-        if any(part in name for part in ("attn_q", "attn_kv.", "attn_output", "shexp")) and (
-            weight.ndim == 2
-        ):
-            codes, scales, said = writer.to_fp8(weight)
-            self.said[name] = [said]
-            return {key: ("F8_E4M3", codes), key.replace(".weight", ".scale"): ("F8_E8M0", scales)}
-        if weight.dtype == np.int32 or weight.ndim == 1 or name.endswith("_ape.weight"):
-            self.said[name] = [weight]
-            return plain(name, key, weight)
-        self.said[name] = [weight]
-        return {key: ("BF16", writer.to_bf16(weight))}
+@pytest.mark.parametrize(
+    ("style", "experts", "scales"),
+    [
+        ("official", "fp4", "F8_E8M0"),
+        ("official", "fp8", "F8_E8M0"),
+        ("hf", "fp4", "F8_E8M0"),
+        ("hf", "fp4", "F32"),
+        ("hf", "fp8", "U8"),
+        ("hf", "fp8", "F32"),
+    ],
+)
+def test_quantised_checkpoints_lose_nothing_in_an_exact_conversion(
+    tmp_path: Path, style: Style, experts: str, scales: str
+) -> None:
+    store = Quantised(style, experts, scales)
+    tensors = writer.stored(fixture_weights("as"), style, store)
+    writer.save(tmp_path / "saved", tensors, FIXTURES["as"][0], shards=2, style=style)
+    done = convert_checkpoint(tmp_path / "saved", tmp_path / "out.gguf", recipe_name="exact")
+    assert done.style == style
+    found = numbers(tmp_path / "out.gguf")
+    assert found.keys() == store.said.keys()
+    for name, said in store.said.items():
+        np.testing.assert_array_equal(found[name], said, err_msg=name)
+    # Whoever multiplies in these formats rounds otherwise, but computes the same model.
+    write_gguf(
+        tmp_path / "f32.gguf",
+        raw_metadata(ModelFile(tmp_path / "out.gguf")),
+        [as_tensor(name, store.said[name]) for name in found],
+    )
+    tokens = prompts("a")[17].tokens
+    stored, plain_numbers = (logits_of(tmp_path / f"{f}.gguf", tokens) for f in ("out", "f32"))
+    error = np.linalg.norm(stored - plain_numbers) / np.linalg.norm(plain_numbers)
+    assert error < 0.03
+
+
+def as_tensor(name: str, weight: Array) -> Tensor:
+    kind = GGMLQuantizationType.I32 if weight.dtype == np.int32 else GGMLQuantizationType.F32
+    return Tensor(name, weight.shape[::-1], kind, np.ascontiguousarray(weight))
+
+
+@pytest.mark.parametrize("style", ["official", "hf"])
+def test_the_demo_model_comes_back_from_a_checkpoint(tmp_path: Path, style: Style) -> None:
+    demo = ModelFile(find_model())
+    weights = numbers(find_model())
+    vocabulary = tuple(demo[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
+    tensors = writer.stored(weights, style, plain)
+    shape = writer.dimensions_of(demo)
+    writer.save(tmp_path / "saved", tensors, shape, 2, style, vocabulary)  # type: ignore[arg-type]
+    edit_config("max_position_embeddings", demo["deepseek4.context_length"])(tmp_path / "saved")
+    convert_checkpoint(tmp_path / "saved", tmp_path / "out.gguf", recipe_name="exact")
+    found = numbers(tmp_path / "out.gguf")
+    assert found.keys() == weights.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(found[name], weight, err_msg=name)
+    ours, theirs = raw_metadata(ModelFile(tmp_path / "out.gguf")), raw_metadata(demo)
+    for key in theirs:
+        if key.startswith(("deepseek4.", "tokenizer.ggml.")):
+            assert ours[key].encode() == theirs[key].encode(), key
+    tokens = np.arange(300, 340, dtype=np.int32)
+    back, original = (logits_of(path, tokens) for path in (tmp_path / "out.gguf", find_model()))
+    assert np.linalg.norm(back - original) / np.linalg.norm(original) < 0.03
+
+
+def test_synthetic_checkpoints_of_both_styles_make_the_same_file(tmp_path: Path) -> None:
+    for style in ("official", "hf"):
+        assert main(["synth", "tiny", str(tmp_path / style), "--checkpoint", style]) == 0
+        words = [str(tmp_path / style), str(tmp_path / f"{style}.gguf"), "--name", "x"]
+        assert main(["convert", *words]) == 0
+    assert (tmp_path / "hf.gguf").read_bytes() == (tmp_path / "official.gguf").read_bytes()
+    synthesize(tmp_path / "same.gguf", dimensions("tiny"), TensorTypes.named(experts="mxfp4"))
+    ours, direct = numbers(tmp_path / "hf.gguf"), numbers(tmp_path / "same.gguf")
+    assert ours.keys() == direct.keys()
+    np.testing.assert_array_equal(
+        ours["blk.2.ffn_up_exps.weight"], direct["blk.2.ffn_up_exps.weight"]
+    )
+    assert main(["synth", "tiny", str(tmp_path / "hf"), "--checkpoint", "hf"]) == 1
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Quantised]:
     """Fixture a as the official checkpoint stores its tensors, with a drafter to be left out."""
-    store = Quantised()
+    store = Quantised("official")
     tensors = writer.stored(fixture_weights("a"), "official", store)
     tensors["mtp.0.enorm.weight"] = ("F32", np.ones(256, np.float32))
     directory = tmp_path_factory.mktemp("official")
@@ -112,18 +177,13 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Quantised]
     return directory, store
 
 
-def test_fp8_fp4_and_bf16_lose_nothing_in_an_exact_conversion(
+def test_an_exact_conversion_takes_the_smallest_types_that_hold_everything(
     official: tuple[Path, Quantised], tmp_path: Path
 ) -> None:
-    directory, store = official
-    done = convert_checkpoint(directory, tmp_path / "out.gguf", recipe_name="exact")
+    done = convert_checkpoint(official[0], tmp_path / "out.gguf", recipe_name="exact")
     assert done.skipped == ["mtp.0.enorm.weight"]
     assert done.types["blk.0.attn_q_a.weight"].name == "BF16"
     assert done.types["blk.0.ffn_up_exps.weight"].name == "MXFP4"
-    found = numbers(tmp_path / "out.gguf")
-    for name, said in store.said.items():
-        expected = np.stack(said) if len(said) > 1 else said[0]
-        np.testing.assert_array_equal(found[name], expected, err_msg=name)
 
 
 def test_experts_keep_their_very_bits_in_mxfp4(
@@ -132,7 +192,7 @@ def test_experts_keep_their_very_bits_in_mxfp4(
     directory, store = official
     convert_checkpoint(directory, tmp_path / "out.gguf")
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "out.gguf").tensors}
-    for name, experts in store.mxfp4.items():
+    for name, experts in store.fp4.items():
         assert tensors[name].tensor_type.name == "MXFP4"
         for data, (packed, scales) in zip(tensors[name].data, experts, strict=True):
             blocks = np.asarray(data).reshape(len(scales), -1, 17)
@@ -154,7 +214,7 @@ def test_recipes_quantise_experts_on_the_way(
     out = tmp_path / "out.gguf"
     assert main(["convert", str(directory), str(out), "--recipe", recipe]) == 0
     found, name = numbers(out), "blk.2.ffn_gate_exps.weight"
-    said = np.stack(store.said[name])
+    said = store.said[name]
     error = np.linalg.norm(found[name] - said) / np.linalg.norm(said)
     assert error < {"q2": 0.4, "q2-q4": 0.1, "q4": 0.1, "q8": 0.01}[recipe]
     with Engine(out) as engine, engine.session() as session:
@@ -220,6 +280,8 @@ def remove_tokenizer(directory: Path) -> None:
         (edit_config("model_type", "llama"), r"expected 'deepseek_v4', found 'llama'"),
         (edit_config("num_hidden_layers", 7), r"compress ratios of 6 of 7 layers"),
         (edit_config("vocab_size", 100), r"expected shape"),
+        (edit_config("scoring_func", "sigmoid"), r"scoring_func: expected 'sqrtsoftplus', found"),
+        (edit_config("compress_rates", {"x_attention": 2}), r"compress_rates: x_attention: 2"),
         (remove_tokenizer, r"tokenizer.json is missing"),
     ],
 )
@@ -241,6 +303,10 @@ KEY = "layers.1.attn.wq_b.weight"
     [
         ({KEY: None}, rf"tensor '{KEY}' is missing \(for 'blk.1.attn_q_b.weight'\)"),
         ({KEY: ("I16", np.zeros((1024, 256), np.int16))}, "cannot convert dtype I16"),
+        (
+            {KEY: ("F32", np.zeros((1024, 255), np.float32))},
+            rf"'{KEY}': expected shape \(1024, 256\), found \(1024, 255\)",
+        ),
         ({KEY: ("F8_E4M3", np.zeros((1024, 256), np.uint8))}, "F8_E4M3 without scales"),
         ({"layers.0.odd": ("F32", np.zeros(3, np.float32))}, "belong to no part .*'layers.0.odd'"),
         ({KEY: ("F32", np.full((1024, 256), np.inf, np.float32))}, "row 0, column 0 is inf"),
@@ -266,7 +332,7 @@ def test_a_wrong_tensor_is_named(tmp_path: Path, change: dict[str, Any], message
 def test_a_scale_of_the_wrong_shape_is_named(
     official: tuple[Path, Quantised], tmp_path: Path
 ) -> None:
-    store = Quantised()
+    store = Quantised("official")
     tensors = writer.stored(fixture_weights("a"), "official", store)
     key = "layers.0.ffn.experts.3.w2.scale"
     tensors[key] = ("F8_E8M0", tensors[key][1][:, :4])
@@ -280,16 +346,3 @@ def test_a_target_that_cannot_be_written_is_named(
 ) -> None:
     assert main(["convert", str(official[0]), str(tmp_path / "absent" / "out.gguf")]) == 1
     assert "absent" in capsys.readouterr().err
-
-
-def test_layers_given_by_kind_are_understood(tmp_path: Path) -> None:
-    kinds = {0: "sliding_attention", 4: "compressed_sparse_attention"}
-    ratios = FIXTURES["a"][0].ratios
-    names = [kinds.get(ratio, "heavily_compressed_attention") for ratio in ratios]
-    tensors = writer.stored(fixture_weights("a"), "hf", plain)
-    writer.save(tmp_path / "saved", tensors, FIXTURES["a"][0])
-    for key, value in (("compress_ratios", None), ("layer_types", names)):
-        edit_config(key, value)(tmp_path / "saved")
-    convert_checkpoint(tmp_path / "saved", tmp_path / "out.gguf", recipe_name="q8")
-    file = ModelFile(tmp_path / "out.gguf")
-    assert file["deepseek4.attention.compress_ratios"] == list(ratios)
