@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import sys
 import tomllib
 import types
 import typing
@@ -59,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     from pydantic import ValidationError
-    from pyds4_server import Settings, UnsafeBindError, serve
+    from pyds4_server import Settings, UnsafeBindError, logs, serve
 
     from pyds4.default_model import find_model
 
@@ -74,7 +72,10 @@ def execute(arguments: argparse.Namespace) -> int:
         )
     engine = {name: given.pop(name, None) for name in _ENGINE_KEYS}
     model = find_model(engine["model"])
-    _configure_logging(quiet=arguments.quiet, as_json=given.get("log_format") == "json")
+    logs.configure(
+        "json" if given.get("log_format") == "json" else "text",
+        logging.WARNING if arguments.quiet else logging.INFO,
+    )
     try:
         serve(
             model,
@@ -156,25 +157,3 @@ def _explain(error: ValidationError) -> str:
             shown = "" if "key" in name else f", found {problem['input']!r}"
             found.append(f"{flag}: {message[0].lower()}{message[1:]}{shown}")
     return "; ".join(found)
-
-
-def _configure_logging(*, quiet: bool, as_json: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if as_json else text)
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyds4_server.app import create_app
-from pyds4_server.serving import UnsafeBindError, running, serve_engine
+from pyds4_server.serving import UnsafeBindError, running, serve_engine, serve_loading
 from pyds4_server.settings import Settings
 
-__all__ = ["Settings", "UnsafeBindError", "create_app", "running", "serve", "serve_engine"]
+__all__ = [
+    "Settings",
+    "UnsafeBindError",
+    "create_app",
+    "running",
+    "serve",
+    "serve_engine",
+    "serve_loading",
+]
 
 
 def serve(
@@ -39,5 +47,14 @@ def serve(
     import pyds4
 
     checked = Settings(**settings)
-    with pyds4.Engine(model, backend=backend, roundings=roundings, threads=threads) as engine:
-        serve_engine(checked, engine, on_ready)
+    opened: list[pyds4.Engine] = []
+
+    def load() -> pyds4.Engine:
+        opened.append(pyds4.Engine(model, backend=backend, roundings=roundings, threads=threads))
+        return opened[0]
+
+    try:
+        serve_loading(checked, load, on_ready)
+    finally:
+        for engine in opened:
+            engine.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import time
@@ -42,10 +41,11 @@ MODULES = (chat, completions, models, endpoint, messages, tokens, kv, health, me
 """Everything with a blueprint."""
 
 
-def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
+def create_app(settings: Settings, engine: EngineLike | None = None) -> Sanic[Any, Any]:
     """The application for one engine.
 
     The engine is used from the moment the app starts until it stops, by the scheduler's thread.
+    Without one the app says that it is loading, until `provide` is called.
 
     Raises:
         OSError: the API key file cannot be read.
@@ -65,7 +65,7 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
             "TOUCHUP": False,
         }
     )
-    app.ctx.service = Service(settings, engine)
+    app.ctx.service = None if engine is None else Service(settings, engine)
     app.ctx.responses = ResponseStore(settings.stored_responses)
     for module in MODULES:
         app.blueprint(module.blueprint)
@@ -76,13 +76,21 @@ def create_app(settings: Settings, engine: EngineLike) -> Sanic[Any, Any]:
 
     @app.before_server_start
     async def start(app: Sanic[Any, Any]) -> None:
-        app.ctx.service.scheduler.start(asyncio.get_running_loop())
+        if app.ctx.service is not None:
+            app.ctx.service.start()
 
     @app.before_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
-        await app.ctx.service.stop()
+        if app.ctx.service is not None:
+            await app.ctx.service.stop()
 
     return app
+
+
+def provide(app: Sanic[Any, Any], service: Service) -> None:
+    """Begin to serve, on the loop of a running app that had no engine."""
+    service.start()
+    app.ctx.service = service
 
 
 def _guard(app: Sanic[Any, Any], settings: Settings) -> None:
@@ -172,7 +180,7 @@ def _log_requests(app: Sanic[Any, Any]) -> None:
 
 def error_reply(request: Request | None, error: ApiError) -> HTTPResponse:
     """``error`` as a response in the protocol of the path."""
-    headers = {}
+    headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     is_anthropic = request is not None and speaks_anthropic(request)

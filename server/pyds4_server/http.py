@@ -13,7 +13,12 @@ from sanic.response import raw
 
 from pyds4_server.anthropic import convert as anthropic
 from pyds4_server.collect import Collector
-from pyds4_server.errors import ApiError, InvalidRequestError, describe_validation
+from pyds4_server.errors import (
+    ApiError,
+    InvalidRequestError,
+    NotReadyError,
+    describe_validation,
+)
 from pyds4_server.jobs import Subscription
 from pyds4_server.openai import convert as openai
 from pyds4_server.service import Service
@@ -25,8 +30,14 @@ JSON_TYPE = "application/json; charset=utf-8"
 
 
 def service_of(request: Request) -> Service:
-    """The service this app was made with."""
+    """The service of this app.
+
+    Raises:
+        NotReadyError: the model is still being loaded.
+    """
     service = request.app.ctx.service
+    if service is None:
+        raise NotReadyError
     assert isinstance(service, Service)
     return service
 

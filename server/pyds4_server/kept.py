@@ -61,6 +61,7 @@ class Kept:
         self.store: Store | None = None
         self.turns: TurnStore | None = None
         self._engine = engine if isinstance(engine, KeepsPrefixes) else None
+        self._is_closed = False
         self._worker = ThreadPoolExecutor(1, "pyds4-kept")
         if self._engine is None:
             return
@@ -119,7 +120,10 @@ class Kept:
             self.store.flush()
 
     def close(self) -> None:
-        """Finish what is under way and let go of the files."""
+        """Finish what is under way and let go of the files. Closing again changes nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self.flush()
         self._worker.shutdown()
         if self.turns is not None:

@@ -48,6 +48,10 @@ class Service:
         self.model_id = settings.model_name or _file_stem(engine) or "deepseek-v4"
         self.started_s = int(time.time())
 
+    def start(self) -> None:
+        """Serve requests from now on, on the running loop."""
+        self.scheduler.start(asyncio.get_running_loop())
+
     async def stop(self) -> None:
         """End what runs, save what was evaluated, let go of the files."""
         await self.scheduler.stop(self.settings.shutdown_grace_s)

@@ -8,12 +8,15 @@ import logging
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple
 
+from sanic import Sanic
+
 from pyds4_server import logs
-from pyds4_server.app import create_app
+from pyds4_server.app import create_app, provide
 from pyds4_server.engine_api import EngineLike
 from pyds4_server.security import is_loopback
 from pyds4_server.service import Service
@@ -41,14 +44,34 @@ async def running(settings: Settings, engine: EngineLike) -> AsyncIterator[Runni
     """Serve within a block, on the running loop; gives the base URL and the service behind it.
 
     Raises:
-        UnsafeBindError: the address is not loopback and no API key is set.
-        OSError: the address cannot be bound, or the key file cannot be read.
+        UnsafeBindError, OSError: as ``listening``.
     """
+    _check_exposure(settings)
+    app = create_app(settings, engine)
+    service: Service = app.ctx.service
+    try:
+        async with listening(settings, app) as url:
+            yield Running(url, service)
+    finally:
+        service.kept.close()
+
+
+def _check_exposure(settings: Settings) -> None:
     if not is_loopback(settings.host) and not settings.keys():
         raise UnsafeBindError(
             f"listening on {settings.host} lets others in: set an API key, or use 127.0.0.1"
         )
-    app = create_app(settings, engine)
+
+
+@contextlib.asynccontextmanager
+async def listening(settings: Settings, app: Sanic[Any, Any]) -> AsyncIterator[str]:
+    """Accept requests within a block, on the running loop; gives the base URL.
+
+    Raises:
+        UnsafeBindError: the address is not loopback and no API key is set.
+        OSError: the address cannot be bound, or the key file cannot be read.
+    """
+    _check_exposure(settings)
     listener = bind(settings.host, settings.port)
     try:
         server: Any = await app.create_server(sock=listener, return_asyncio_server=True)
@@ -58,7 +81,7 @@ async def running(settings: Settings, engine: EngineLike) -> AsyncIterator[Runni
         port = listener.getsockname()[1]
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            yield Running(f"http://{name}:{port}", app.ctx.service)
+            yield f"http://{name}:{port}"
         finally:
             # No new connections; then the streams that run may end; then the rest is told.
             server.server.close()
@@ -108,30 +131,86 @@ def serve_engine(
     """Serve ``engine`` until SIGINT or SIGTERM; a second signal does not wait for streams.
 
     Raises:
-        UnsafeBindError, OSError: as ``running``.
+        UnsafeBindError, OSError: as ``listening``.
+    """
+    serve_loading(settings, lambda: engine, on_ready)
+
+
+def serve_loading(
+    settings: Settings,
+    load: Callable[[], EngineLike],
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Listen at once, load the engine meanwhile, and serve it as `serve_engine` does.
+
+    Args:
+        load: Opens the engine; called on a thread of its own. Requests are answered with 503 and
+            ``Retry-After`` until it returns.
+        on_ready: Called with the base URL once requests are served.
+
+    Raises:
+        UnsafeBindError, OSError: as ``listening``.
+        Exception: whatever ``load`` raises.
     """
     if not logging.getLogger("pyds4").hasHandlers():
         logs.configure(settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_until_signal(settings, engine, on_ready))
+        runner.run(_until_signal(settings, load, on_ready))
 
 
 async def _until_signal(
-    settings: Settings, engine: EngineLike, on_ready: Callable[[str], None] | None
+    settings: Settings,
+    load: Callable[[], EngineLike],
+    on_ready: Callable[[str], None] | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, engine) as (url, _):
-        log.info("serving on %s", url)
-        if on_ready is not None:
-            on_ready(url)
-        await stop.wait()
+    app = create_app(settings)
+    async with listening(settings, app) as url:
+        log.info("listening on %s while the model loads", url)
+        loading = _on_a_thread(lambda: Service(settings, load()))
+        stopping = asyncio.ensure_future(stop.wait())
+        either: set[asyncio.Future[Any]] = {loading, stopping}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            provide(app, loading.result())
+            log.info("serving on %s", url)
+            if on_ready is not None:
+                on_ready(url)
+        await stopping
         log.info("shutting down")
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _on_a_thread(work: Callable[[], Service]) -> asyncio.Future[Service]:
+    """What ``work`` returns, done on a thread that the end of the program does not wait for: a
+    model may take minutes to load, and cannot be told to stop."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Service] = loop.create_future()
+
+    def settle(value: Service | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        elif value is not None:
+            done.set_result(value)
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            value = work()
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=run, name="pyds4-load", daemon=True).start()
+    return done
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

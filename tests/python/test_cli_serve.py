@@ -130,9 +130,9 @@ def test_an_open_address_needs_a_key() -> None:
     assert "API key" in message
 
 
-def test_the_server_answers_until_it_is_interrupted() -> None:
+def test_the_server_answers_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pyds4", "serve", "-m", DEMO, "--port", "0"]
-    command += ["--log-format", "json"]
+    command += ["--log-format", "json", "--disk-cache-directory", str(tmp_path / "kv")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -143,4 +143,5 @@ def test_the_server_answers_until_it_is_interrupted() -> None:
         with urllib.request.urlopen(f"{found[1]}/health") as response:
             assert json.load(response)["status"] == "ok"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
+    assert (tmp_path / "kv").is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -149,8 +150,10 @@ async def test_two_servers_share_a_directory(tmp_path: Path) -> None:
 
 
 async def test_a_directory_that_cannot_be_made_costs_the_cache_only(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A command that another test ran may have taken the log from the root's handlers.
+    monkeypatch.setattr(logging.getLogger("pyds4"), "propagate", True)
     (tmp_path / "file").write_text("")
     async with started(tmp_path / "file" / "kv") as served:
         answer, _ = await ask(served, conversation())

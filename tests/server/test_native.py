@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from pyds4_server import Settings, UnsafeBindError, running
+from pyds4_server import Settings, UnsafeBindError, create_app, running
+from pyds4_server import serve as serve_model
+from pyds4_server.app import provide
+from pyds4_server.service import Service
+from pyds4_server.serving import listening
 from server_fakes import TOKENIZER, FakeEngine
 from server_harness import Serve, Served
+
+from pyds4.errors import ModelFileError
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 
@@ -156,6 +164,32 @@ async def test_other_machines_need_a_key() -> None:
             pass
     async with running(Settings(host="0.0.0.0", port=0, api_keys=("k",)), FakeEngine()):
         pass
+
+
+async def test_until_the_model_is_loaded_requests_are_told_to_wait() -> None:
+    settings = Settings(port=0, disk_cache=False)
+    app = create_app(settings)
+    async with listening(settings, app) as url, httpx.AsyncClient(base_url=url) as http:
+        health = await http.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "loading")
+        assert health.headers["retry-after"]
+        for path in ("/v1/chat/completions", "/v1/messages", "/tokenize"):
+            body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+            refused = await http.post(path, json=body)
+            assert refused.status_code == (529 if path == "/v1/messages" else 503)
+            assert refused.headers["retry-after"]
+            assert "still loading" in refused.json()["error"]["message"]
+        assert (await http.get("/")).status_code == 200
+        provide(app, Service(settings, FakeEngine()))
+        assert (await http.get("/health")).json()["status"] == "ok"
+        assert (await http.post("/tokenize", json={"content": "Hi"})).status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    with pytest.raises(ModelFileError, match=r"broken\.gguf"):
+        serve_model(broken, port=0)
 
 
 async def test_a_taken_port_is_named(served: Served) -> None:

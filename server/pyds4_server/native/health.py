@@ -13,7 +13,10 @@ blueprint = Blueprint("health")
 
 @blueprint.get("/health")
 async def health(request: Request) -> HTTPResponse:
-    """200 while requests are served, 503 once the server shuts down."""
+    """200 while requests are served; 503 while the model loads and once the server shuts down."""
+    if request.app.ctx.service is None:
+        loading = p.Health(status="loading", model="", active=0, waiting=0)
+        return json_reply(loading, status=503, headers={"retry-after": "2"})
     service = service_of(request)
     scheduler = service.scheduler
     state = p.Health(
