@@ -1,7 +1,8 @@
 """The GPU kernels on the CPU: builds the emulator with Swift's own clang, runs single kernels.
 
 Modes: ``fast``; ``race`` checks every access (bounds of the bound buffers, races between barriers,
-threadgroup memory that nobody wrote).
+threadgroup memory that nobody wrote); ``asan`` has Clang's address and undefined behaviour
+sanitizers, whose run-time library must then be loaded before Python (`sanitized`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts" / "msl"
+SANITIZED = "PYDS4_EMULATOR_SANITIZED"
 Buffer = NDArray[Any] | bytes | None
 
 
@@ -42,9 +45,23 @@ def _folder() -> Path:
     return folder
 
 
+def sanitized() -> dict[str, str]:
+    """The environment of a process in which ``fast`` libraries are ``asan`` ones."""
+    environment = toolchain()
+    command = ["clang", f"-print-file-name=libclang_rt.asan-{platform.machine()}.so"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    runtime = found.stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("this clang has no address sanitizer")
+    options = "detect_leaks=0:abort_on_error=0"
+    return {**environment, "LD_PRELOAD": runtime, "ASAN_OPTIONS": options, SANITIZED: "1"}
+
+
 @cache
 def library(mode: str = "fast", source: str = "all", *defines: str) -> Path:
     """Builds all kernels, or one source file, for the emulator."""
+    if mode == "fast" and SANITIZED in os.environ:
+        mode = "asan"
     out = _folder() / f"{Path(source).stem}-{mode}{len(defines)}.so"
     command = ["sh", str(SCRIPTS / "build_host.sh"), source, str(out), mode, *defines]
     done = subprocess.run(command, env=toolchain(), capture_output=True, text=True, check=False)

@@ -1,10 +1,13 @@
 #!/bin/sh
-# Type-checks what only a Mac compiles, against the stub Metal module beside this file.
+# Type-checks what only a Mac compiles, against the stub modules beside this file.
 set -e
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-swiftc -swift-version 6 -emit-module -module-name Metal -o "$work/Metal.swiftmodule" "$root/scripts/msl/metal_stub/Metal.swift"
+for module in Metal ObjectiveC; do
+    swiftc -swift-version 6 -emit-module -module-name $module -o "$work/$module.swiftmodule" \
+        "$root/scripts/msl/metal_stub/$module.swift"
+done
 for module in CKernels GPUSources; do
     mkdir -p "$work/$module"
     printf 'module %s {\n' "$module" >"$work/$module/module.modulemap"

@@ -1,9 +1,14 @@
 #if canImport(Metal)
 import GPUSources
 import Metal
+import ObjectiveC
 
 /// An Apple GPU. Memory is unified: weights stay in the file's mapping, and addresses are the CPU's; each
 /// belongs to one of `regions`.
+///
+/// Kernels reach some memory through tables of addresses, which Metal neither makes resident nor orders by
+/// itself. Hence one residency set with everything in it; barriers between commands that do not overlap;
+/// and a fence from each encoder to the next.
 public final class MetalDevice: GPUDevice {
     public let name = "metal"
     public let isUnified = true
@@ -14,8 +19,15 @@ public final class MetalDevice: GPUDevice {
     private let residency: any MTLResidencySet
     /// Buffers by the CPU's address, ascending, without overlap but at page borders.
     private var regions: [(start: UInt, end: UInt, buffer: any MTLBuffer)] = []
-    private var last: (any MTLCommandBuffer)?
+    private let fence: any MTLFence
+    /// Bound where a kernel has a buffer that it will not look at.
+    private let nothing: any MTLBuffer
+    /// Started, and not known to have ended.
+    private var pending: [any MTLCommandBuffer] = []
+    /// A queue holds 64; fewer keep the CPU from running far ahead.
+    private static let mostPending = 32
     private static let pageByteCount = 16384
+    private static let simdWidth = 32
 
     public var model: String { device.name }
 
@@ -28,6 +40,12 @@ public final class MetalDevice: GPUDevice {
         guard let device = MTLCreateSystemDefaultDevice(), let queue = device.makeCommandQueue() else {
             throw ComputeError.device("backend 'metal': this Mac has no GPU that Metal can use")
         }
+        guard device.hasUnifiedMemory, device.supportsFamily(.metal3), let fence = device.makeFence(),
+              let nothing = device.makeBuffer(length: 16, options: .storageModeShared) else {
+            throw ComputeError.device("backend 'metal': \(device.name) is not an Apple GPU with Metal 3 (M1 or newer)")
+        }
+        self.fence = fence
+        self.nothing = nothing
         self.device = device
         self.queue = queue
         let options = MTLCompileOptions()
@@ -44,6 +62,11 @@ public final class MetalDevice: GPUDevice {
                     throw ComputeError.device(
                         "backend 'metal': \(device.name) runs kernel \(kernel.name) with at most "
                             + "\(pipeline.maxTotalThreadsPerThreadgroup) threads; it needs \(kernel.threads)")
+                }
+                guard pipeline.threadExecutionWidth == Self.simdWidth else {
+                    throw ComputeError.device(
+                        "backend 'metal': \(device.name) has simdgroups of \(pipeline.threadExecutionWidth) threads; "
+                            + "the kernels need \(Self.simdWidth)")
                 }
                 return pipeline
             }
@@ -69,6 +92,7 @@ public final class MetalDevice: GPUDevice {
     public func free(_ address: UnsafeMutableRawPointer) {
         guard let index = regions.firstIndex(where: { $0.start == UInt(bitPattern: address) }) else { return }
         residency.removeAllocation(regions[index].buffer)
+        residency.commit()
         regions.remove(at: index)
     }
 
@@ -92,6 +116,8 @@ public final class MetalDevice: GPUDevice {
         regions.insert((key, start + UInt(byteCount), buffer), at: place)
         residency.addAllocation(buffer)
         residency.commit()
+        // Now, rather than when the first command needs it.
+        residency.requestResidency()
     }
 
     /// The last region that begins at or before `address`.
@@ -119,43 +145,66 @@ public final class MetalDevice: GPUDevice {
     // MARK: Commands
 
     public func run(_ commands: GPUCommands) throws {
-        guard let buffer = queue.makeCommandBuffer() else {
-            throw ComputeError.device("backend 'metal': no command buffer")
+        if pending.count >= Self.mostPending { try finish(pending.removeFirst()) }
+        // Encoders are released with the pool: threads of ours have no other.
+        try autoreleasepool {
+            guard let buffer = queue.makeCommandBuffer() else { throw ComputeError.device("backend 'metal': no command buffer") }
+            try encode(commands, into: buffer)
+            buffer.commit()
+            pending.append(buffer)
         }
+    }
+
+    private func encode(_ commands: GPUCommands, into buffer: any MTLCommandBuffer) throws {
         var compute: (any MTLComputeCommandEncoder)?, blit: (any MTLBlitCommandEncoder)?
-        commands.forEach { command in
+        func end() {
+            compute?.updateFence(fence)
+            compute?.endEncoding()
+            blit?.updateFence(fence)
+            blit?.endEncoding()
+            (compute, blit) = (nil, nil)
+        }
+        func computing() throws -> any MTLComputeCommandEncoder {
+            if let compute { return compute }
+            end()
+            guard let encoder = buffer.makeComputeCommandEncoder(dispatchType: .concurrent) else { throw Self.noEncoder }
+            encoder.waitForFence(fence)
+            compute = encoder
+            return encoder
+        }
+        func copying() throws -> any MTLBlitCommandEncoder {
+            if let blit { return blit }
+            end()
+            guard let encoder = buffer.makeBlitCommandEncoder() else { throw Self.noEncoder }
+            encoder.waitForFence(fence)
+            blit = encoder
+            return encoder
+        }
+        defer { end() }
+        try commands.forEach { command in
             switch command {
-            case let .dispatch(kernel, grid, buffers, arguments, _):
-                blit?.endEncoding()
-                blit = nil
-                if compute == nil { compute = buffer.makeComputeCommandEncoder() }
-                encode(kernel, grid, buffers, arguments, compute!)
+            case let .dispatch(kernel, grid, buffers, arguments, overlaps):
+                let encoder = try computing()
+                if !overlaps { encoder.memoryBarrier(scope: .buffers) }
+                encode(kernel, grid, buffers, arguments, encoder)
             case let .copy(source, target, byteCount):
-                compute?.endEncoding()
-                compute = nil
-                if blit == nil { blit = buffer.makeBlitCommandEncoder() }
                 let from = place(source), to = place(target)
-                blit!.copy(from: from.buffer, sourceOffset: from.offset, to: to.buffer, destinationOffset: to.offset,
-                           size: byteCount)
+                try copying().copy(from: from.buffer, sourceOffset: from.offset, to: to.buffer,
+                                   destinationOffset: to.offset, size: byteCount)
             case let .clear(target, byteCount):
-                compute?.endEncoding()
-                compute = nil
-                if blit == nil { blit = buffer.makeBlitCommandEncoder() }
                 let to = place(target)
-                blit!.fill(buffer: to.buffer, range: to.offset..<to.offset + byteCount, value: 0)
+                try copying().fill(buffer: to.buffer, range: to.offset..<to.offset + byteCount, value: 0)
             }
         }
-        compute?.endEncoding()
-        blit?.endEncoding()
-        buffer.commit()
-        last = buffer
     }
+
+    private static let noEncoder = ComputeError.device("backend 'metal': no command encoder")
 
     private func encode(_ kernel: GPUKernel, _ grid: (Int, Int, Int), _ buffers: UnsafeBufferPointer<UInt64>,
                         _ arguments: UnsafeRawBufferPointer, _ encoder: any MTLComputeCommandEncoder) {
         encoder.setComputePipelineState(pipelines[kernel.rawValue])
-        for (index, address) in buffers.enumerated() where address != 0 {
-            let (buffer, offset) = place(UInt(address))
+        for (index, address) in buffers.enumerated() {
+            let (buffer, offset) = address == 0 ? (nothing, 0) : place(UInt(address))
             encoder.setBuffer(buffer, offset: offset, index: index)
         }
         encoder.setBytes(arguments.baseAddress!, length: arguments.count, index: buffers.count)
@@ -174,9 +223,12 @@ public final class MetalDevice: GPUDevice {
     }
 
     public func wait() throws {
-        guard let buffer = last else { return }
+        defer { pending.removeAll() }
+        for buffer in pending { try finish(buffer) }
+    }
+
+    private func finish(_ buffer: any MTLCommandBuffer) throws {
         buffer.waitUntilCompleted()
-        last = nil
         if let error = buffer.error { throw ComputeError.device("backend 'metal': \(error)") }
     }
 }

@@ -45,7 +45,20 @@ public protocol MTLLibrary: AnyObject {
 
 public protocol MTLComputePipelineState: AnyObject {
     var maxTotalThreadsPerThreadgroup: Int { get }
+    var threadExecutionWidth: Int { get }
 }
+
+public protocol MTLFence: AnyObject {}
+
+public enum MTLDispatchType: UInt, Sendable { case serial = 0, concurrent = 1 }
+
+public struct MTLBarrierScope: OptionSet, Sendable {
+    public let rawValue: UInt
+    public init(rawValue: UInt) { self.rawValue = rawValue }
+    public static var buffers: MTLBarrierScope { MTLBarrierScope(rawValue: 1) }
+}
+
+public enum MTLGPUFamily: Int, Sendable { case metal3 = 5001 }
 
 public protocol MTLCommandEncoder: AnyObject {
     func endEncoding()
@@ -55,17 +68,22 @@ public protocol MTLComputeCommandEncoder: MTLCommandEncoder {
     func setComputePipelineState(_ state: any MTLComputePipelineState)
     func setBuffer(_ buffer: (any MTLBuffer)?, offset: Int, index: Int)
     func setBytes(_ bytes: UnsafeRawPointer, length: Int, index: Int)
+    func memoryBarrier(scope: MTLBarrierScope)
+    func updateFence(_ fence: any MTLFence)
+    func waitForFence(_ fence: any MTLFence)
     func dispatchThreadgroups(_ threadgroupsPerGrid: MTLSize, threadsPerThreadgroup: MTLSize)
 }
 
 public protocol MTLBlitCommandEncoder: MTLCommandEncoder {
     func copy(from sourceBuffer: any MTLBuffer, sourceOffset: Int, to destinationBuffer: any MTLBuffer,
               destinationOffset: Int, size: Int)
+    func updateFence(_ fence: any MTLFence)
+    func waitForFence(_ fence: any MTLFence)
     func fill(buffer: any MTLBuffer, range: Range<Int>, value: UInt8)
 }
 
 public protocol MTLCommandBuffer: AnyObject {
-    func makeComputeCommandEncoder() -> (any MTLComputeCommandEncoder)?
+    func makeComputeCommandEncoder(dispatchType: MTLDispatchType) -> (any MTLComputeCommandEncoder)?
     func makeBlitCommandEncoder() -> (any MTLBlitCommandEncoder)?
     func commit()
     func waitUntilCompleted()
@@ -80,6 +98,7 @@ public protocol MTLResidencySet: AnyObject {
     func addAllocation(_ allocation: any MTLAllocation)
     func removeAllocation(_ allocation: any MTLAllocation)
     func commit()
+    func requestResidency()
 }
 
 public protocol MTLCommandQueue: AnyObject {
@@ -90,6 +109,9 @@ public protocol MTLCommandQueue: AnyObject {
 public protocol MTLDevice: AnyObject {
     var name: String { get }
     var recommendedMaxWorkingSetSize: UInt64 { get }
+    var hasUnifiedMemory: Bool { get }
+    func supportsFamily(_ gpuFamily: MTLGPUFamily) -> Bool
+    func makeFence() -> (any MTLFence)?
     var currentAllocatedSize: Int { get }
     func makeCommandQueue() -> (any MTLCommandQueue)?
     func makeBuffer(length: Int, options: MTLResourceOptions) -> (any MTLBuffer)?
