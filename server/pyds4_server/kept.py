@@ -83,9 +83,13 @@ class Kept:
 
     def turn_ended(self, session: Saveable, tokens: Sequence[int]) -> None:
         """A turn is complete: keep where ``session`` stands, and the ids of its text."""
+        self.save(session)
+        self.in_background(self.timelines.add, list(tokens))
+
+    def save(self, session: Saveable) -> None:
+        """Keep where ``session`` stands, in memory and on disk. Returns at once."""
         if self._engine is not None:
             session.save()
-        self.in_background(self.timelines.add, list(tokens))
 
     def in_background(self, work: Callable[..., object], *arguments: Any) -> None:
         """Do ``work`` after what was asked for before; what it raises goes to the log."""

@@ -21,9 +21,11 @@ class Answering:
     """One answer being made: its generation, its session, and how far its prompt is.
 
     ``session`` is None for the second and later answers to a prompt that is still evaluated.
+    ``anchor`` is where the part of the prompt ends that other conversations begin with too.
     """
 
     __slots__ = (
+        "anchor",
         "cached",
         "choice",
         "done",
@@ -47,6 +49,7 @@ class Answering:
         self.done = 0
         self.cached = 0
         self.lookup = Lookup()
+        self.anchor = 0
         self.pending: int | None = None
         self.sampler = sampler
         self.started_s = time.monotonic()
@@ -86,6 +89,8 @@ def plan(active: Sequence[Answering], settings: Settings) -> list[Work]:
         if not count or sequence.session is None:
             continue
         count = piece(sequence.done, count, len(sequence.prompt))
+        if sequence.done < sequence.anchor:
+            count = min(count, sequence.anchor - sequence.done)
         end = sequence.done + count
         is_last = end == len(sequence.prompt)
         single = sequence.job.request.n == 1

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pyds4 import Sampler, Sampling, Tokenizer
+from pyds4.chat import markers
 from pyds4.errors import ContextFullError, PyDS4Error
 from pyds4_server.counters import Counters
 from pyds4_server.engine_api import EngineLike, StepResultLike
@@ -65,6 +66,7 @@ class Scheduler:
         self._settings = settings
         self._tokenizer: Tokenizer = engine.tokenizer
         self._special = SpecialTokens.of(engine.tokenizer)
+        self._user = engine.tokenizer.token_id(markers.USER)
         self.context_tokens = min(
             settings.context_tokens or engine.config.context_length, engine.config.context_length
         )
@@ -231,6 +233,7 @@ class Scheduler:
             sequence.cached, sequence.lookup = cached, lookup
             if choice == 0:
                 sequence.session, sequence.done = session, cached
+                sequence.anchor = self._anchor(request)
             self._active.append(sequence)
         self.counters.active = len(self._active)
         self._emit(job, 0, Prefilled(cached, len(request.prompt), cached, lookup))
@@ -241,6 +244,13 @@ class Scheduler:
             except Exception as error:
                 log.exception("a first token could not be chosen")
                 self._fail(first, error)
+
+    def _anchor(self, request: GenerationRequest) -> int:
+        """Where the first user's message begins: behind a system prompt and tools, with which the
+        next conversation will begin as well."""
+        if not request.chat or self._user is None or self._user not in request.prompt:
+            return 0
+        return list(request.prompt).index(self._user)
 
     def _lookup(self, pooled: PooledSession, prompt: Sequence[int]) -> Lookup:
         resume = pooled.session.resume
@@ -308,6 +318,8 @@ class Scheduler:
                 sequence.done, len(sequence.prompt), sequence.cached, sequence.lookup
             )
             self._emit(sequence.job, sequence.choice, progress)
+            if sequence.done == sequence.anchor:
+                self._kept.save(session.session)
             if sequence.done == len(sequence.prompt):
                 self._begin_answer(sequence, session, result.token)
             return

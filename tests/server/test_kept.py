@@ -75,7 +75,7 @@ async def test_a_conversation_goes_on_from_disk_after_a_restart(tmp_path: Path) 
     async with started(tmp_path) as served:
         second, headers = await ask(served, messages)
         metrics = (await served.http.get("/metrics")).text
-    assert cached(second) >= first["usage"]["prompt_tokens"] - 1
+    assert cached(second) > first["usage"]["prompt_tokens"] - 30
     assert "source=disk" in headers["x-pyds4-cache"]
     assert second["choices"][0]["message"] == expected["choices"][0]["message"]
     assert re.search(r'pyds4_cache_lookups_total{place="disk",result="hit"} [1-9]', metrics)
@@ -87,19 +87,37 @@ async def test_a_turn_is_replayed_by_its_call_id_after_a_restart(tmp_path: Path)
         {"role": "user", "content": "Read config.ini and tell me the value of port"},
     ]
     async with started(tmp_path) as served:
-        first, _ = await ask(served, messages, tools=[READ], reasoning_effort="high")
-    message = first["choices"][0]["message"]
-    (call,) = message["tool_calls"]
-    # As clients do: without the reasoning, and spelled by another serialiser.
-    call["function"]["arguments"] = json.dumps(json.loads(call["function"]["arguments"]), indent=3)
-    result = {"role": "tool", "tool_call_id": call["id"], "content": "port = 8471\nname = abc"}
-    messages += [{"role": "assistant", "content": None, "tool_calls": [call]}, result]
+        body: Any = {"tools": [READ], "reasoning_effort": "high"}
+        first, _ = await ask(served, messages, **body)
+        message = first["choices"][0]["message"]
+        (call,) = message["tool_calls"]
+        # As clients do: without the reasoning, and spelled by another serialiser.
+        arguments = json.loads(call["function"]["arguments"])
+        call["function"]["arguments"] = json.dumps(arguments, indent=3)
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "port = 8471\nname = abc"}
+        messages += [{"role": "assistant", "content": None, "tool_calls": [call]}, result]
+        body["messages"] = messages
+        sampled = (await served.http.post("/tokenize", json=body)).json()["tokens"]
     async with started(tmp_path) as served:
-        second, headers = await ask(served, messages, tools=[READ], reasoning_effort="high")
-    # All that was evaluated in the first run but for the last sampled tokens of a short turn.
-    assert cached(second) >= first["usage"]["prompt_tokens"] - 1
+        assert (await served.http.post("/tokenize", json=body)).json()["tokens"] == sampled
+        second, headers = await ask(served, **body)
+        assert "source=disk" in headers["x-pyds4-cache"]
+        assert "8471" in second["choices"][0]["message"]["content"]
+    async with started(None) as served:
+        assert (await served.http.post("/tokenize", json=body)).json()["tokens"] != sampled
+
+
+async def test_a_new_conversation_finds_the_system_prompt_of_the_first(tmp_path: Path) -> None:
+    system, question = conversation()
+    async with started(tmp_path) as served:
+        first, _ = await ask(served, [system, question])
+    async with started(tmp_path) as served:
+        second, headers = await ask(served, [system, {"role": "user", "content": "Hello!"}])
+    async with started(None) as cold:
+        expected, _ = await ask(cold, [system, {"role": "user", "content": "Hello!"}])
+    assert cached(second) > first["usage"]["prompt_tokens"] - 20
     assert "source=disk" in headers["x-pyds4-cache"]
-    assert "8471" in second["choices"][0]["message"]["content"]
+    assert second["choices"][0]["message"] == expected["choices"][0]["message"]
 
 
 async def test_what_a_hung_up_client_had_evaluated_is_saved_at_shutdown(tmp_path: Path) -> None:
@@ -175,7 +193,7 @@ async def test_kept_prefixes_can_be_listed_pinned_and_deleted(tmp_path: Path) ->
         assert overview["directory"] == str(tmp_path)
         assert overview["disk"]["states"] == len(overview["data"]) > 0
         entry = overview["data"][0]
-        assert "door 7" in entry["ends_with"]
+        assert "door 59" in entry["ends_with"]
         path = f"/v1/kv/{entry['key']}"
         pinned = await served.http.post(path, json={"pinned": True})
         assert pinned.json() == {"key": entry["key"], "pinned": True}
