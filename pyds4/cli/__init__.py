@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "run": "answer one prompt on standard output",
     "serve": "serve the OpenAI and Anthropic APIs over HTTP",
+    "launch": "run a coding agent on a local server: Claude Code, Codex, opencode, Pi",
     "kv": "look after the prefixes that are kept on disk",
     "eval": "score a model on the demo tasks, family by family",
     "inspect": "show what is in a GGUF file and the memory it needs",
@@ -49,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser = _parser(words)
+        # What follows -- is for the program that launch runs; argparse would look into it.
+        cut = words.index("--") if words[:1] == ["launch"] and "--" in words else len(words)
+        own, passed = words[:cut], words[cut + 1 :]
+        parser = _parser(own)
         if not words:
             parser.print_help()
             return EXIT_USAGE
-        arguments = parser.parse_args(words)
+        arguments = parser.parse_args(own)
+        arguments.passed = passed
         status: int = arguments.execute(arguments)
         sys.stdout.flush()
         return status
