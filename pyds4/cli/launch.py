@@ -77,15 +77,15 @@ def execute(arguments: argparse.Namespace) -> int:
         raise CommandError(
             f"{client.title} is not installed (no {client.command!r} on PATH): {client.install}"
         )
-    if arguments.serve:
-        with started(arguments.model, key) as server:
-            return _run(program, client.plan(server), passed)
-    server = find(arguments.url, key)
-    plan = client.plan(server)
-    write_files(plan)
-    note(f"{client.title} uses {server.model} at {server.url}")
-    sys.stdout.flush()
-    _become(program, [program, *plan.arguments, *passed], environment(plan, os.environ))
+    if not arguments.serve:
+        server = find(arguments.url, key)
+        plan = client.plan(server)
+        write_files(plan)
+        note(f"{client.title} uses {server.model} at {server.url}")
+        sys.stdout.flush()
+        _become(program, [program, *plan.arguments, *passed], environment(plan, os.environ))
+    with started(arguments.model, key) as server:
+        return _run(program, client.plan(server), passed)
 
 
 def _become(program: str, words: list[str], environment: dict[str, str]) -> NoReturn:
