@@ -22,48 +22,6 @@ static void quantize_q8_0(const float *x, ck_block_q8_0 *out)
         out->q[i] = (int8_t)roundf(x[i] * inverse);
 }
 
-/* The code nearest to v; on a tie the even code, as rounding hardware does. */
-static uint8_t e2m1(float v)
-{
-    static const float above[7] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5};
-    float magnitude = fabsf(v);
-    uint8_t code = 0;
-    for (int i = 0; i < 7; i++)
-        code += i % 2 ? magnitude >= above[i] : magnitude > above[i];
-    return (uint8_t)(code | (signbit(v) && code ? 8 : 0));
-}
-
-/* Scales are powers of two: the one that clips nothing, or one of the two below it. */
-static void quantize_mxfp4(const float *x, const float *w, ck_block_mxfp4 *out)
-{
-    float top = 0;
-    for (int i = 0; i < CK_BLOCK; i++)
-        top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-    memset(out, 0, sizeof *out);
-    if (top == 0)
-        return;
-    int highest = (int)ceilf(log2f(top / 6)) + 127;
-    double best = INFINITY;
-    for (int e = highest; e >= highest - 2; e--) {
-        if (e < 0 || e > 254)
-            continue;
-        float scale = 2 * ck_mxfp4_scale((uint8_t)e), inverse = 1 / scale;
-        uint8_t codes[CK_BLOCK];
-        double error = 0;
-        for (int i = 0; i < CK_BLOCK; i++) {
-            codes[i] = e2m1(x[i] * inverse);
-            double off = 0.5 * scale * ck_mxfp4_values[codes[i]] - x[i];
-            error += w[i] * off * off;
-        }
-        if (error >= best)
-            continue;
-        best = error;
-        out->e = (uint8_t)e;
-        for (int i = 0; i < 16; i++)
-            out->q[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
-    }
-}
-
 static uint16_t bf16(float f)
 {
     uint32_t bits = ck_bits_of_f32(f);
@@ -86,8 +44,6 @@ static void quantize_block(int32_t type, const float *x, const float *w, void *o
 {
     switch (type) {
     case CK_Q8_0: quantize_q8_0(x, out); break;
-    case CK_Q4_0: quantize_q4_0(x, w, out); break;
-    case CK_MXFP4: quantize_mxfp4(x, w, out); break;
     case CK_Q2_K: quantize_q2_k(x, w, out); break;
     case CK_Q3_K: quantize_q3_k(x, w, out); break;
     case CK_Q4_K: quantize_q4_k(x, w, out); break;
@@ -98,9 +54,9 @@ static void quantize_block(int32_t type, const float *x, const float *w, void *o
     }
 }
 
-/* Importance with a mean of 1. Inputs that were never seen still count a little: their weights
- * should not become arbitrary. */
-static void normalised(const float *importance, int64_t cols, float *w)
+/* Importance with a mean of 1; false when it says nothing. Inputs that were never seen still count a
+ * little: their weights should not become arbitrary. */
+static bool normalised(const float *importance, int64_t cols, float *w)
 {
     double mean = 0;
     for (int64_t i = 0; importance && i < cols; i++)
@@ -109,6 +65,20 @@ static void normalised(const float *importance, int64_t cols, float *w)
     bool usable = mean > 0 && isfinite(mean);
     for (int64_t i = 0; i < cols; i++)
         w[i] = usable ? (float)(importance[i] / mean) + 1e-5f : 1;
+    return usable;
+}
+
+/* n weights in blocks of 32, sixteen at a time; w is NULL for equal weights. */
+static void quantize_small_blocks(int32_t type, const float *x, const float *w, int64_t n, uint8_t *out)
+{
+    for (int64_t i = 0; i < n; i += 16 * CK_BLOCK) {
+        int count = (int)((n - i < 16 * CK_BLOCK ? n - i : 16 * CK_BLOCK) / CK_BLOCK);
+        uint8_t *to = out + i / CK_BLOCK * ck_type_block_bytes(type);
+        if (type == CK_Q4_0)
+            quantize_q4_0(x + i, w ? w + i : NULL, count, (ck_block_q4_0 *)to);
+        else
+            quantize_mxfp4(x + i, w ? w + i : NULL, count, (ck_block_mxfp4 *)to);
+    }
 }
 
 void quantize_rows(int32_t type, const float *x, int64_t rows, int64_t cols, const float *importance,
@@ -123,10 +93,15 @@ void quantize_rows(int32_t type, const float *x, int64_t rows, int64_t cols, con
     float *w = malloc((size_t)cols * sizeof *w);
     if (!w)
         abort();
-    normalised(importance, cols, w);
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < cols; i += size, out += bytes)
-            quantize_block(type, x + row * cols + i, w + i, out);
+    bool weighted = normalised(importance, cols, w);
+    for (int64_t row = 0; row < rows; row++, x += cols, out += cols / size * bytes) {
+        if (type == CK_Q4_0 || type == CK_MXFP4) {
+            quantize_small_blocks(type, x, weighted ? w : NULL, cols, out);
+            continue;
+        }
+        for (int64_t i = 0; i < cols; i += size)
+            quantize_block(type, x + i, w + i, out + i / size * bytes);
+    }
     free(w);
 }
 

@@ -11,8 +11,11 @@ void quantize_q4_k(const float *x, const float *w, ck_block_q4_k *out);
 void quantize_q5_k(const float *x, const float *w, ck_block_q5_k *out);
 void quantize_q3_k(const float *x, const float *w, ck_block_q3_k *out);
 void quantize_q6_k(const float *x, const float *w, ck_block_q6_k *out);
-void quantize_q4_0(const float *x, const float *w, ck_block_q4_0 *out);
 void quantize_iq2_xxs(const float *x, const float *w, ck_block_iq2_xxs *out);
+
+/* Up to sixteen blocks of 32 weights behind one another; w is NULL for equal weights. */
+void quantize_q4_0(const float *x, const float *w, int count, ck_block_q4_0 *out);
+void quantize_mxfp4(const float *x, const float *w, int count, ck_block_mxfp4 *out);
 
 /* Nearest even; overflows to infinity, as IEEE says. */
 static inline uint16_t ck_f16_of_f32(float f)

@@ -1,41 +1,32 @@
 /* quantize_affine.c — Q2_K, Q4_K, Q5_K: w = d · scale · q − dmin · min, scale and min small integers.
  *
- * First every sub-block gets the best real scale and min: sixteen clipped ranges, each improved by
- * turns of rounding and least squares. Then d and dmin are fitted to those, and by turns the
- * integers of each sub-block are searched around where they should be, with the true error, and d
- * and dmin are solved for anew from all 256 weights. The best state seen is kept. */
+ * First every sub-block gets the best real scale and min: sixteen clipped ranges, each improved by turns
+ * of rounding and least squares.
+ * Then d and dmin are fitted to those, and by turns the integers of each sub-block are searched around
+ * where they should be, with the true error, and d and dmin are solved for anew from all 256 weights.
+ * The best state seen is kept. */
 #include "quantize.h"
 
 typedef struct {
     int sub;              /* weights in a sub-block */
     float top, scale_top; /* largest q, largest integer scale and min */
+    int tried;            /* integer scales, and mins, around the real ones */
 } affine_format;
 
 typedef struct {
     float d, dmin; /* as halves will read */
     int scale[16], min[16];
-    float error;
 } affine_block;
 
 #define CK_BODY "quantize_affine_body.h"
 #include "vector_isa.h"
 
-static void codes(const affine_format *f, const affine_block *b, const float *x, uint8_t q[CK_SUPER])
-{
-    for (int i = 0; i < CK_SUPER; i++) {
-        float scale = b->d * (float)b->scale[i / f->sub], min = b->dmin * (float)b->min[i / f->sub];
-        float v = scale > 0 ? rintf((x[i] + min) / scale) : 0;
-        q[i] = (uint8_t)(v < 0 ? 0 : v > f->top ? f->top : v);
-    }
-}
-
 void quantize_q2_k(const float *x, const float *w, ck_block_q2_k *out)
 {
-    static const affine_format format = {16, 3, 15};
+    static const affine_format format = {16, 3, 15, 6};
     affine_block b;
     uint8_t q[CK_SUPER];
-    CK_DISPATCH(affine_search)(&format, x, w, &b);
-    codes(&format, &b, x, q);
+    CK_DISPATCH(affine_search)(&format, x, w, &b, q);
     for (int g = 0; g < 16; g++)
         out->scales[g] = (uint8_t)(b.scale[g] | b.min[g] << 4);
     for (int i = 0; i < 64; i++) {
@@ -58,11 +49,10 @@ static void pack_k4(const affine_block *b, uint8_t out[12])
 
 void quantize_q4_k(const float *x, const float *w, ck_block_q4_k *out)
 {
-    static const affine_format format = {32, 15, 63};
+    static const affine_format format = {32, 15, 63, 4};
     affine_block b;
     uint8_t q[CK_SUPER];
-    CK_DISPATCH(affine_search)(&format, x, w, &b);
-    codes(&format, &b, x, q);
+    CK_DISPATCH(affine_search)(&format, x, w, &b, q);
     pack_k4(&b, out->scales);
     for (int i = 0; i < 128; i++) {
         const uint8_t *p = q + i / 32 * 64 + i % 32;
@@ -74,11 +64,10 @@ void quantize_q4_k(const float *x, const float *w, ck_block_q4_k *out)
 
 void quantize_q5_k(const float *x, const float *w, ck_block_q5_k *out)
 {
-    static const affine_format format = {32, 31, 63};
+    static const affine_format format = {32, 31, 63, 4};
     affine_block b;
     uint8_t q[CK_SUPER];
-    CK_DISPATCH(affine_search)(&format, x, w, &b);
-    codes(&format, &b, x, q);
+    CK_DISPATCH(affine_search)(&format, x, w, &b, q);
     pack_k4(&b, out->scales);
     memset(out->high, 0, sizeof out->high);
     for (int i = 0; i < CK_SUPER; i++)

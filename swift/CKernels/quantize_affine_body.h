@@ -1,134 +1,132 @@
-/* quantize_affine_body.h — the search of quantize_affine.c, sixteen candidates at a time: a lane is
- * a pair of scale and min, so no sum runs across lanes and every instruction set gives the same. */
+/* quantize_affine_body.h — the search of quantize_affine.c; a lane is a sub-block. Formats with eight
+ * sub-blocks leave half of the lanes empty: their weights count nothing. */
+#include "quantize_lanes_body.h"
 
 typedef struct {
-    v16 qq, q, qx, error; /* Σ w·q², Σ w·q, Σ w·q·x, Σ w·(s·q − m − x)² */
+    v16 x[CK_BLOCK], w[CK_BLOCK];
+    v16 sum_w, sum_x, sum_xx; /* Σ w, Σ w·x, Σ w·x² */
+    int n;                    /* weights in a lane */
+} CK(affine_lanes);
+
+typedef struct {
+    v16 qq, q, qx; /* Σ w·q², Σ w·q, Σ w·q·x */
 } CK(affine_sums);
 
-V_INLINE CK(affine_sums) CK(affine_pass)(const float *x, const float *w, int n, float top, v16 s, v16 m)
+V_INLINE v16 CK(affine_inverse)(v16 s)
 {
-    v16 zero = CK(v_set)(0), most = CK(v_set)(top);
-    v16 inverse = CK(v_select)(s > zero, 1.0f / s, zero);
-    CK(affine_sums) sums = {zero, zero, zero, zero};
-    for (int i = 0; i < n; i++) {
-        v16 shifted = m + x[i];
-        v16 q = __builtin_elementwise_roundeven(shifted * inverse);
-        q = CK(v_min)(CK(v_max)(q, zero), most);
-        v16 off = CK(v_fma)(s, q, -shifted), wq = q * w[i];
+    v16 zero = CK(v_set)(0);
+    return CK(v_select)(s > zero, 1.0f / s, zero);
+}
+
+V_INLINE v16 CK(affine_codes)(v16 x, v16 m, v16 inverse, v16 top)
+{
+    v16 q = __builtin_elementwise_roundeven((x + m) * inverse);
+    return CK(v_min)(CK(v_max)(q, CK(v_set)(0)), top);
+}
+
+V_INLINE CK(affine_sums) CK(affine_pass)(const CK(affine_lanes) *l, float top, v16 s, v16 m)
+{
+    v16 zero = CK(v_set)(0), most = CK(v_set)(top), inverse = CK(affine_inverse)(s);
+    CK(affine_sums) sums = {zero, zero, zero};
+    for (int i = 0; i < l->n; i++) {
+        v16 q = CK(affine_codes)(l->x[i], m, inverse, most), wq = q * l->w[i];
         sums.qq = CK(v_fma)(wq, q, sums.qq);
         sums.q += wq;
-        sums.qx = CK(v_fma)(wq, CK(v_set)(x[i]), sums.qx);
-        sums.error = CK(v_fma)(off * w[i], off, sums.error);
+        sums.qx = CK(v_fma)(wq, l->x[i], sums.qx);
     }
     return sums;
 }
 
-static int CK(affine_lowest)(v16 error)
+/* Σ w·(s·q − m − x)² of those codes, whatever scale and min they were made with. */
+V_INLINE v16 CK(affine_error)(const CK(affine_lanes) *l, const CK(affine_sums) *a, v16 s, v16 m)
 {
-    int best = 0;
-    for (int c = 1; c < 16; c++)
-        if (error[c] < error[best])
-            best = c;
-    return best;
+    v16 error = CK(v_fma)(s, s * a->qq - 2 * (m * a->q + a->qx), l->sum_xx);
+    return CK(v_fma)(m, m * l->sum_w + 2 * l->sum_x, error);
 }
 
-/* The best real scale and min >= 0 of one sub-block. */
-static void CK(affine_fit)(const float *x, const float *w, int n, float top, float *scale, float *min)
+/* The scale and min >= 0 with the least error for given codes. */
+V_INLINE void CK(affine_solve)(const CK(affine_lanes) *l, const CK(affine_sums) *a, v16 *s, v16 *m)
 {
-    float low = 0, high = x[0], sum_w = 0, sum_x = 0;
-    for (int i = 0; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        sum_w += w[i];
-        sum_x += w[i] * x[i];
-    }
-    *scale = 0;
-    *min = -low;
-    if (high <= low)
-        return;
-    v16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    v16 kept = 1.04f - lane * (top > 3 ? 0.025f : 0.04f); /* of the range on either side */
-    v16 s = kept * ((high - low) / top), m = kept * -low;
     v16 zero = CK(v_set)(0);
-    float best = INFINITY;
-    for (int turn = 0; turn < 4; turn++) {
-        CK(affine_sums) sums = CK(affine_pass)(x, w, n, top, s, m);
-        int c = CK(affine_lowest)(sums.error);
-        if (sums.error[c] < best) {
-            best = sums.error[c];
-            *scale = s[c];
-            *min = m[c];
+    v16 det = a->qq * l->sum_w - a->q * a->q;
+    v16 new_s = (a->qx * l->sum_w - a->q * l->sum_x) / det;
+    v16 new_m = (a->q * a->qx - a->qq * l->sum_x) / det;
+    i16 below = new_m < zero;
+    new_s = CK(v_select)(below, a->qx / a->qq, new_s); /* with no min */
+    new_m = CK(v_select)(below, zero, new_m);
+    i16 usable = (new_s > zero) & (new_s < 1e30f) & (new_m < 1e30f);
+    *s = CK(v_select)(usable, new_s, *s);
+    *m = CK(v_select)(usable, new_m, *m);
+}
+
+/* The best real scale and min of every lane. */
+V_INLINE void CK(affine_fit)(const CK(affine_lanes) *l, float top, v16 *scale, v16 *min)
+{
+    v16 zero = CK(v_set)(0), low = zero, high = l->x[0], best = CK(v_set)(INFINITY);
+    for (int i = 0; i < l->n; i++) {
+        low = CK(v_min)(low, l->x[i]);
+        high = CK(v_max)(high, l->x[i]);
+    }
+    v16 range = CK(v_select)(high > low, (high - low) / top, zero);
+    *scale = zero;
+    *min = -low;
+    for (int c = 0; c < 16; c++) {
+        float kept = 1.04f - (float)c * (top > 3 ? 0.025f : 0.04f); /* of the range on either side */
+        v16 s = kept * range, m = kept * -low;
+        for (int turn = 0; turn < 4; turn++) {
+            CK(affine_sums) sums = CK(affine_pass)(l, top, s, m);
+            CK(affine_solve)(l, &sums, &s, &m);
+            v16 error = CK(affine_error)(l, &sums, s, m);
+            i16 better = error < best;
+            best = CK(v_select)(better, error, best);
+            *scale = CK(v_select)(better, s, *scale);
+            *min = CK(v_select)(better, m, *min);
         }
-        v16 det = sums.qq * sum_w - sums.q * sums.q;
-        v16 new_s = (sums.qx * sum_w - sums.q * sum_x) / det;
-        v16 new_m = (sums.q * sums.qx - sums.qq * sum_x) / det;
-        v16 alone = sums.qx / sums.qq; /* with no min */
-        i16 below = new_m < zero;
-        new_s = CK(v_select)(below, alone, new_s);
-        new_m = CK(v_select)(below, zero, new_m);
-        i16 usable = (new_s > zero) & (new_s < 1e30f) & (new_m < 1e30f);
-        s = CK(v_select)(usable, new_s, s);
-        m = CK(v_select)(usable, new_m, m);
     }
 }
 
 typedef struct {
-    float qq, q, qx, error;
+    v16 scale, min, error, qq, q, qx;
 } CK(affine_choice);
 
-/* The best integers around `scale` and `min`, to `*s`, `*m`: with few of them all scales and many
- * mins are tried, else four by four. */
-static CK(affine_choice) CK(affine_choose)(const affine_format *f, const float *x, const float *w,
-                                           const affine_block *b, float scale, float min, int reach,
-                                           int *s, int *m)
+/* The best integers of every lane for d and dmin, among some scales by as many mins around the real ones. */
+V_INLINE CK(affine_choice) CK(affine_choose)(const CK(affine_lanes) *l, const affine_format *f, float d, float dmin,
+                                             v16 real_s, v16 real_m)
 {
-    v16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    v16 fours = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
     v16 zero = CK(v_set)(0), most = CK(v_set)(f->scale_top);
-    bool few = f->scale_top < 16;
-    float centre_s = b->d > 0 ? floorf(scale / b->d) : 0, centre_m = b->dmin > 0 ? floorf(min / b->dmin) : 0;
-    CK(affine_choice) best = {0, 0, 0, INFINITY};
-    for (int turn = few ? -reach : 0; turn <= (few ? reach + 1 : 0); turn++) {
-        v16 si = few ? lane : centre_s - 1 + fours;
-        v16 mi = few ? CK(v_set)(centre_m + (float)turn) : centre_m - 1 + (lane - 4 * fours);
-        si = CK(v_min)(CK(v_max)(si, zero), most);
-        mi = CK(v_min)(CK(v_max)(mi, zero), most);
-        CK(affine_sums) sums = CK(affine_pass)(x, w, f->sub, f->top, si * b->d, mi * b->dmin);
-        int c = CK(affine_lowest)(sums.error);
-        if (sums.error[c] < best.error) {
-            best = (CK(affine_choice)){sums.qq[c], sums.q[c], sums.qx[c], sums.error[c]};
-            *s = (int)si[c];
-            *m = (int)mi[c];
-        }
+    v16 centre_s = d > 0 ? __builtin_elementwise_floor(real_s / d) : zero;
+    v16 centre_m = dmin > 0 ? __builtin_elementwise_floor(real_m / dmin) : zero;
+    CK(affine_choice) best = {zero, zero, CK(v_set)(INFINITY), zero, zero, zero};
+    int first = 1 - f->tried / 2;
+    for (int c = 0; c < f->tried * f->tried; c++) {
+        v16 si = CK(v_min)(CK(v_max)(centre_s + (float)(first + c / f->tried), zero), most);
+        v16 mi = CK(v_min)(CK(v_max)(centre_m + (float)(first + c % f->tried), zero), most);
+        CK(affine_sums) sums = CK(affine_pass)(l, f->top, si * d, mi * dmin);
+        v16 error = CK(affine_error)(l, &sums, si * d, mi * dmin);
+        i16 better = error < best.error;
+        best.error = CK(v_select)(better, error, best.error);
+        best.scale = CK(v_select)(better, si, best.scale);
+        best.min = CK(v_select)(better, mi, best.min);
+        best.qq = CK(v_select)(better, sums.qq, best.qq);
+        best.q = CK(v_select)(better, sums.q, best.q);
+        best.qx = CK(v_select)(better, sums.qx, best.qx);
     }
     return best;
 }
 
-/* Chooses all integers for b's d and dmin, sets its error, and solves for a better pair. */
-static void CK(affine_turn)(const affine_format *f, const float *x, const float *w, const float *scale,
-                            const float *min, int reach, affine_block *b, float *d, float *dmin)
+/* The d and dmin with the least error for those codes and integers. */
+V_INLINE void CK(affine_refit)(const CK(affine_lanes) *l, const CK(affine_choice) *c, int lanes, float *d, float *dmin)
 {
     double p = 0, q = 0, r = 0, u = 0, v = 0;
-    b->error = 0;
-    for (int g = 0; g < CK_SUPER / f->sub; g++) {
-        const float *gx = x + g * f->sub, *gw = w + g * f->sub;
-        CK(affine_choice) c =
-            CK(affine_choose)(f, gx, gw, b, scale[g], min[g], reach, &b->scale[g], &b->min[g]);
-        double s = b->scale[g], m = b->min[g], sum_w = 0, sum_x = 0;
-        for (int i = 0; i < f->sub; i++) {
-            sum_w += gw[i];
-            sum_x += (double)gw[i] * gx[i];
-        }
-        p += s * s * c.qq;
-        q += s * m * c.q;
-        r += m * m * sum_w;
-        u += s * c.qx;
-        v += m * sum_x;
-        b->error += c.error;
+    for (int g = 0; g < lanes; g++) {
+        double s = c->scale[g], m = c->min[g];
+        p += s * s * c->qq[g];
+        q += s * m * c->q[g];
+        r += m * m * l->sum_w[g];
+        u += s * c->qx[g];
+        v += m * l->sum_x[g];
     }
     double det = p * r - q * q;
-    *d = b->d;
-    *dmin = b->dmin;
     if (det > 1e-9 * p * r) {
         *d = (float)((u * r - q * v) / det);
         *dmin = (float)((q * u - v * p) / det);
@@ -137,24 +135,52 @@ static void CK(affine_turn)(const affine_format *f, const float *x, const float 
     }
 }
 
-static void CK(affine_search)(const affine_format *f, const float *x, const float *w, affine_block *best)
+/* A super-block's d, dmin and integers, and its codes. */
+static void CK(affine_search)(const affine_format *f, const float *x, const float *w, affine_block *best,
+                              uint8_t *codes)
 {
-    float scale[16], min[16], top_scale = 0, top_min = 0;
-    for (int g = 0; g < CK_SUPER / f->sub; g++) {
-        CK(affine_fit)(x + g * f->sub, w + g * f->sub, f->sub, f->top, &scale[g], &min[g]);
+    CK(affine_lanes) l = {.n = f->sub};
+    int lanes = CK_SUPER / f->sub;
+    CK(lanes_load)(x, l.n, lanes, l.x);
+    CK(lanes_load)(w, l.n, lanes, l.w);
+    for (int i = 0; i < l.n; i++) {
+        v16 wx = l.w[i] * l.x[i];
+        l.sum_w += l.w[i];
+        l.sum_x += wx;
+        l.sum_xx = CK(v_fma)(wx, l.x[i], l.sum_xx);
+    }
+    v16 scale, min, chosen_s = CK(v_set)(0), chosen_m = chosen_s;
+    CK(affine_fit)(&l, f->top, &scale, &min);
+    float top_scale = 0, top_min = 0, least = INFINITY;
+    for (int g = 0; g < lanes; g++) {
         top_scale = scale[g] > top_scale ? scale[g] : top_scale;
         top_min = min[g] > top_min ? min[g] : top_min;
     }
-    affine_block b = {0};
+    best->d = best->dmin = 0;
     float d = top_scale / f->scale_top, dmin = top_min / f->scale_top;
-    best->error = INFINITY;
-    for (int turn = 0; turn < 4; turn++) {
-        b.d = ck_rounded_f16(d);
-        b.dmin = ck_rounded_f16(dmin);
-        CK(affine_turn)(f, x, w, scale, min, turn == 0 ? 1 : 0, &b, &d, &dmin);
-        if (b.error < best->error)
-            *best = b;
+    for (int turn = 0; turn < 3; turn++) {
+        float half_d = ck_rounded_f16(d), half_min = ck_rounded_f16(dmin);
+        CK(affine_choice) choice = CK(affine_choose)(&l, f, half_d, half_min, scale, min);
+        float error = CK(v_sum)(choice.error);
+        if (error < least) {
+            least = error;
+            best->d = half_d;
+            best->dmin = half_min;
+            chosen_s = choice.scale;
+            chosen_m = choice.min;
+        }
+        d = half_d;
+        dmin = half_min;
+        CK(affine_refit)(&l, &choice, lanes, &d, &dmin);
         if (!(d >= 0 && dmin >= 0 && d < 65504 && dmin < 65504))
             break;
+    }
+    v16 q[CK_BLOCK], m = chosen_m * best->dmin, inverse = CK(affine_inverse)(chosen_s * best->d);
+    for (int i = 0; i < l.n; i++)
+        q[i] = CK(affine_codes)(l.x[i], m, inverse, CK(v_set)(f->top));
+    CK(lanes_store)(q, l.n, lanes, codes);
+    for (int g = 0; g < lanes; g++) {
+        best->scale[g] = (int)chosen_s[g];
+        best->min[g] = (int)chosen_m[g];
     }
 }

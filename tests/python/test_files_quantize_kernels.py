@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -131,3 +135,33 @@ def test_rows_that_are_not_whole_blocks_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="expected 256 numbers"):
         quantize(Q.Q2_K, gaussian(2, 256), np.ones(255, np.float32))
     assert GGML_QUANT_SIZES[Q.Q2_K][0] == 256
+
+
+EVERY_TYPE = """
+import hashlib
+import numpy as np
+from pyds4.files._kernels import quantize, writable_types
+rng = np.random.default_rng(5)
+rows = rng.standard_normal((3, 512)).astype(np.float32) * np.float32(0.02)
+rows[1] *= np.float32(1e-7)
+rows[2, ::3] = 0
+importance = rng.exponential(size=512).astype(np.float32)
+for type in writable_types():
+    for weights in (None, importance):
+        digest = hashlib.sha256(quantize(type, rows, weights).tobytes()).hexdigest()
+        print(type.name, weights is None, digest)
+"""
+
+
+def test_every_instruction_set_writes_the_same_bytes() -> None:
+    said = set()
+    for name in ("plain", "avx2", ""):
+        environment = {**os.environ, "PYDS4_ISA": name}
+        if not name:
+            del environment["PYDS4_ISA"]
+        done = subprocess.run(
+            [sys.executable, "-c", EVERY_TYPE],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said.add(done.stdout)
+    assert len(said) == 1
