@@ -16,6 +16,9 @@ POOL_ALONE = {"memory_cache_gib": 0, "max_active": 8}
 """Sessions keep what is cached; nothing else does."""
 
 
+FILE = "host = example\nport = 8471\nname = abc"
+
+
 async def _read(agent: Agent, file: str, port: int) -> list[Turn]:
     asked = await agent.say(f"Read {file} and tell me the value of port")
     return [asked, await agent.give(f"host = example\nport = {port}\nname = abc")]
@@ -88,13 +91,12 @@ async def test_titles_do_not_cost_the_main_conversation_its_prefix(at_once: bool
 
             asked = await main.say("Read config.ini and tell me the value of port")
             if at_once:
-                result = "host = example\nport = 8471\nname = abc"
-                told, *wrote = await asyncio.gather(
-                    main.give(result), *(title(number) for number in range(titles))
-                )
+                beside = asyncio.gather(*(title(number) for number in range(titles)))
+                told = await main.give(FILE)
+                wrote = await beside
             else:
                 wrote = [await title(number) for number in range(titles)]
-                told = await main.give("host = example\nport = 8471\nname = abc")
+                told = await main.give(FILE)
             later = await main.say("What is the weather in Oslo?")
             await main.close()
     assert min(wrote) > 0
