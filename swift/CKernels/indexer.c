@@ -1,11 +1,12 @@
 /* indexer.c — which compressed rows a token attends to (report §2.3.1). CPU twin of indexer.metal.
  *
  * Scores are written to scratch memory for a group of tokens at a time (at most SCORE_BYTES of it),
- * then each token keeps its `top` best by a radix search for the threshold: no sorting. */
+ * then each token keeps its `top` best (indexer_top.c). FP4 rows and queries meet as integers
+ * (indexer_int8.h), others as floats. */
 #include "ckernels.h"
-#include "kv_rows.h"
+#include "indexer_int8.h"
 
-enum { BLOCK_ROWS = 32, GROUP_TOKENS = 16, HEADS_A_STEP = 4 };
+enum { BLOCK_ROWS = 128, GROUP_TOKENS = 16, HEADS_A_STEP = 4 };
 static const size_t SCORE_BYTES = 8 << 20;
 
 #define CK_BODY "indexer_body.h"
@@ -20,71 +21,97 @@ typedef struct {
     int32_t top;
     float scale;
     int32_t *selected, *counts;
-    int64_t most; /* the longest list of visible rows, the stride of scores */
-    float *scores;
+    int64_t most;   /* the longest list of visible rows */
+    int64_t stride; /* that, rounded up to whole steps */
+    float *scores;  /* [n, stride] */
+    bool integers;  /* rows are FP4, and `queries` filled where they fit */
+    ck_index_queries queries;
 } indexer_args;
+
+static bool is_exact(const indexer_args *a, int64_t t) {
+    return a->integers && a->queries.exact[t];
+}
+
+static void quantise_task(void *context, int64_t t, int thread) {
+    (void)thread;
+    const indexer_args *a = context;
+    ck_index_quantise(&a->queries, t, a->q + t * a->heads * a->dim, a->w + t * a->heads, a->heads);
+}
+
+/* Rows from … to-1 for tokens first … last-1, as integers. */
+static void score_integers(const indexer_args *a, int64_t from, int64_t to, int64_t first, int64_t last,
+                           uint8_t *panels, float *scales) {
+    int64_t whole = (to - from + CK_INDEX_STEP_ROWS - 1) / CK_INDEX_STEP_ROWS * CK_INDEX_STEP_ROWS;
+    for (int64_t row = from; row < from + whole; row += CK_INDEX_PANEL_ROWS) {
+        const uint8_t *rows[CK_INDEX_PANEL_ROWS];
+        for (int64_t i = 0; i < CK_INDEX_PANEL_ROWS; i++) /* past the end: the last one again */
+            rows[i] = kv_paged_row(a->rows, row + i < to ? row + i : to - 1);
+        ck_index_unpack(rows, a->dim, panels + (row - from) * a->dim,
+                        scales + (row - from) * (a->dim / CK_INDEX_BLOCK));
+    }
+    for (int64_t t = first; t < last; t++) {
+        int64_t end = a->visible[t] < to ? a->visible[t] : to;
+        int64_t steps = (end - from + CK_INDEX_STEP_ROWS - 1) / CK_INDEX_STEP_ROWS;
+        if (end > from && is_exact(a, t))
+            ck_index_score(&a->queries, t, panels, scales, steps * CK_INDEX_STEP_ROWS, a->scale,
+                           a->scores + t * a->stride + from);
+    }
+}
+
+static void score_floats(const indexer_args *a, int64_t from, int64_t to, int64_t first, int64_t last, float *k) {
+    for (int64_t row = from; row < to; row++)
+        kv_row_decode(a->rows->format, kv_paged_row(a->rows, row), a->dim, 0, k + (row - from) * a->dim);
+    for (int64_t t = first; t < last; t++) {
+        int64_t end = a->visible[t] < to ? a->visible[t] : to;
+        if (end > from && !is_exact(a, t))
+            CK_DISPATCH(score_rows)(a->q + t * a->heads * a->dim, a->w + t * a->heads, a->heads, a->dim, k,
+                                    end - from, a->scale, a->scores + t * a->stride + from);
+    }
+}
 
 static void score_task(void *context, int64_t task, int thread) {
     const indexer_args *a = context;
     int64_t groups = (a->n + GROUP_TOKENS - 1) / GROUP_TOKENS;
-    int64_t from = task / groups * BLOCK_ROWS, group = task % groups * GROUP_TOKENS;
+    int64_t from = task / groups * BLOCK_ROWS, first = task % groups * GROUP_TOKENS;
     int64_t to = from + BLOCK_ROWS < a->most ? from + BLOCK_ROWS : a->most;
-    int64_t last = group + GROUP_TOKENS < a->n ? group + GROUP_TOKENS : a->n;
+    int64_t last = first + GROUP_TOKENS < a->n ? first + GROUP_TOKENS : a->n, exact = 0, longest = 0;
+    for (int64_t t = first; t < last; t++) {
+        exact += is_exact(a, t);
+        longest = a->visible[t] > longest ? a->visible[t] : longest;
+    }
+    to = longest < to ? longest : to;
+    if (to <= from) return;
+    /* Either the rows as floats, or a panel for every 16 of them and its scales. */
     float *k = ck_pool_thread_scratch(a->pool, thread, sizeof(float) * (size_t)(BLOCK_ROWS * a->dim));
-    for (int64_t row = from; row < to; row++)
-        kv_row_decode(a->rows->format, kv_paged_row(a->rows, row), a->dim, 0, k + (row - from) * a->dim);
-    for (int64_t t = group; t < last; t++) {
-        int64_t end = a->visible[t] < to ? a->visible[t] : to;
-        if (end > from)
-            CK_DISPATCH(score_rows)(a->q + t * a->heads * a->dim, a->w + t * a->heads, a->heads, a->dim, k,
-                                    end - from, a->scale, a->scores + t * a->most + from);
-    }
-}
-
-/* Floats as integers of the same order; NaN of either sign becomes the lowest. */
-static uint32_t order_key(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x) return 0;
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-/* The key of the `top`-th highest score, found byte by byte; *above receives how many are higher. */
-static uint32_t threshold_key(const float *scores, int32_t n, int32_t top, int32_t *above) {
-    uint32_t prefix = 0, mask = 0;
-    int32_t wanted = top;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        int32_t count[256] = {0};
-        for (int32_t i = 0; i < n; i++) {
-            uint32_t key = order_key(scores[i]);
-            if ((key & mask) == prefix) count[key >> shift & 255]++;
-        }
-        int digit = 255;
-        for (; digit > 0 && count[digit] < wanted; digit--) wanted -= count[digit];
-        prefix |= (uint32_t)digit << shift;
-        mask |= 255u << shift;
-    }
-    *above = top - wanted;
-    return prefix;
+    uint8_t *panels = (uint8_t *)k;
+    if (exact > 0)
+        score_integers(a, from, to, first, last, panels, (float *)(panels + BLOCK_ROWS * a->dim));
+    if (exact < last - first) score_floats(a, from, to, first, last, k);
 }
 
 static void select_task(void *context, int64_t t, int thread) {
-    (void)thread;
     const indexer_args *a = context;
     int32_t n = a->visible[t], *out = a->selected + t * a->top;
     a->counts[t] = n < a->top ? n : a->top;
-    if (n <= a->top) {
+    if (n > a->top) {
+        int32_t *keys = ck_pool_thread_scratch(a->pool, thread, sizeof(int32_t) * (size_t)n);
+        ck_index_top(a->scores + t * a->stride, n, a->top, keys, out);
+    } else {
         for (int32_t i = 0; i < n; i++) out[i] = i;
-        return;
     }
-    const float *scores = a->scores + t * a->most;
-    int32_t above, found = 0;
-    uint32_t threshold = threshold_key(scores, n, a->top, &above);
-    int32_t equal = a->top - above;
-    for (int32_t i = 0; i < n && found < a->top; i++) {
-        uint32_t key = order_key(scores[i]);
-        if (key > threshold || (key == threshold && equal-- > 0)) out[found++] = i;
+}
+
+/* Scores of all tokens of `a` for all of their rows. */
+static void score(indexer_args *a) {
+    size_t score_bytes = sizeof(float) * (size_t)(a->n * a->stride);
+    size_t query_bytes = a->integers ? ck_index_queries_bytes(a->n, a->heads, a->dim) : 0;
+    a->scores = ck_pool_scratch(a->pool, CK_SCRATCH_INDEXER, score_bytes + query_bytes);
+    if (a->integers) {
+        a->queries = ck_index_queries_place((uint8_t *)a->scores + score_bytes, a->n, a->heads, a->dim);
+        ck_pool_run(a->pool, a->n, quantise_task, a);
     }
+    int64_t blocks = (a->most + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    ck_pool_run(a->pool, blocks * ((a->n + GROUP_TOKENS - 1) / GROUP_TOKENS), score_task, a);
 }
 
 void indexer_select(ck_pool *pool, const float *q, const float *w, int64_t n, int64_t heads, int64_t dim,
@@ -98,13 +125,12 @@ void indexer_select(ck_pool *pool, const float *q, const float *w, int64_t n, in
             if (m > 0 && (size_t)(m + 1) * (size_t)longest * sizeof(float) > SCORE_BYTES) break;
             most = longest;
         }
-        indexer_args a = {pool, q + done * heads * dim, w + done * heads, m, heads, dim, rows,
-                          visible + done, top, scale, selected + done * top, counts + done, most, NULL};
-        if (most > top) { /* otherwise every row is kept, whatever its score */
-            a.scores = ck_pool_scratch(pool, CK_SCRATCH_INDEXER, (size_t)m * (size_t)most * sizeof(float));
-            int64_t blocks = (most + BLOCK_ROWS - 1) / BLOCK_ROWS;
-            ck_pool_run(pool, blocks * ((m + GROUP_TOKENS - 1) / GROUP_TOKENS), score_task, &a);
-        }
+        indexer_args a = {.pool = pool, .q = q + done * heads * dim, .w = w + done * heads, .n = m,
+                          .heads = heads, .dim = dim, .rows = rows, .visible = visible + done, .top = top,
+                          .scale = scale, .selected = selected + done * top, .counts = counts + done,
+                          .most = most, .integers = rows->format == CK_ROW_FP4};
+        a.stride = (most + CK_INDEX_STEP_ROWS - 1) / CK_INDEX_STEP_ROWS * CK_INDEX_STEP_ROWS;
+        if (most > top) score(&a); /* otherwise every row is kept, whatever its score */
         ck_pool_run(pool, m, select_task, &a);
         done += m;
     }

@@ -196,6 +196,8 @@ void compressor_pool_f32(ck_pool *pool, const float *kv, const float *gate, cons
 
 /* score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the visible rows s < visible[t]; the
  * `top` highest (ties: the lower row) in ascending row order.
+ * FP4 rows and queries that are FP4 values too (kv_round_fp4) meet as integers; other queries cost
+ * several times as much.
  *   q [n, heads, dim] (already rounded when rows are FP4), w [n, heads], visible [n]
  *   selected [n, top] int32, counts [n] = min(top, visible[t]) */
 void indexer_select(ck_pool *pool, const float *q, const float *w, int64_t n, int64_t heads, int64_t dim,

@@ -1,4 +1,5 @@
-/* digest.c — one line per weight type and shape: a hash of what matmul and experts_forward compute.
+/* digest.c — one line per weight type and shape: a hash of what matmul and experts_forward compute,
+ * and one of the indexer's scores.
  *
  * Built for this machine and for another one (run under an emulator), the output must be the same text:
  * inputs come from integer arithmetic and results agree in every bit on every instruction set.
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #include "ckernels.h"
+#include "indexer_int8.h"
 
 static uint64_t state = 1;
 
@@ -76,6 +78,29 @@ static float *random_floats(int64_t count) {
     return x;
 }
 
+/* Scores of FP4 queries and rows. */
+static void digest_indexer(ck_pool *pool) {
+    enum { HEADS = 6, INDEX_DIM = 128, ROWS = 32 };
+    float *q = random_floats(HEADS * INDEX_DIM), *w = random_floats(HEADS);
+    float *keys = random_floats(ROWS * INDEX_DIM), *scales, out[ROWS];
+    kv_round_fp4(pool, q, HEADS, INDEX_DIM);
+    size_t row_bytes = kv_row_bytes(CK_ROW_FP4, INDEX_DIM, 0);
+    uint8_t *rows = malloc(ROWS * row_bytes), *panels = aligned_alloc(64, ROWS * INDEX_DIM);
+    kv_row_encode(pool, CK_ROW_FP4, keys, ROWS, INDEX_DIM, 0, rows);
+    ck_index_queries x = ck_index_queries_place(malloc(ck_index_queries_bytes(1, HEADS, INDEX_DIM)), 1, HEADS,
+                                                INDEX_DIM);
+    ck_index_quantise(&x, 0, q, w, HEADS);
+    scales = malloc(sizeof *scales * ROWS * INDEX_DIM / CK_INDEX_BLOCK);
+    for (int first = 0; first < ROWS; first += CK_INDEX_PANEL_ROWS) {
+        const uint8_t *sixteen[CK_INDEX_PANEL_ROWS];
+        for (int i = 0; i < CK_INDEX_PANEL_ROWS; i++)
+            sixteen[i] = rows + (size_t)(first + i) * row_bytes;
+        ck_index_unpack(sixteen, INDEX_DIM, panels + first * INDEX_DIM, scales + first * INDEX_DIM / CK_INDEX_BLOCK);
+    }
+    ck_index_score(&x, 0, panels, scales, ROWS, 1.0f, out);
+    printf("indexer %d %08x\n", x.exact[0], hash(out, ROWS));
+}
+
 int main(void) {
     static const int32_t types[] = {CK_F32,  CK_F16,  CK_BF16, CK_Q8_0, CK_Q4_0, CK_MXFP4,
                                     CK_Q2_K, CK_Q3_K, CK_Q4_K, CK_Q5_K, CK_Q6_K, CK_IQ2_XXS};
@@ -100,6 +125,7 @@ int main(void) {
         experts_forward(pool, &e, in, ids, weights, TOKENS, out);
         printf("%d %08x %08x\n", (int)types[i], hash(y, TOKENS * ROWS), hash(out, TOKENS * DIM));
     }
+    digest_indexer(pool);
     ck_pool_destroy(pool);
     return 0;
 }

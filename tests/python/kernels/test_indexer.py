@@ -40,9 +40,10 @@ def select(
     top: int,
     kind: int = F32,
     threads: int = 2,
+    per_page: int = 32,
 ) -> list[list[int]]:
     n, heads, dim = q.shape
-    view, keep = paged(k, encode(k, kind, keys, 0), kind, 32)
+    view, keep = paged(k, encode(k, kind, keys, 0), kind, per_page)
     selected, counts = np.full((n, top), -7, np.int32), np.full(n, -7, np.int32)
     seen = np.array(visible, np.int32)
     k.lib.indexer_select(
@@ -99,6 +100,25 @@ def test_rows_in_fp4_are_scored_by_what_they_hold(kernels_of: dict[str, Kernels]
         assert found == wanted(q, w, held, visible, 8), isa
 
 
+@pytest.mark.parametrize(("heads", "dim"), [(1, 32), (3, 64), (32, 128), (64, 128), (5, 512)])
+@pytest.mark.parametrize("per_page", [1, 7, 32, 600])
+def test_rounded_queries_find_the_same_rows_as_double_precision(
+    kernels_of: dict[str, Kernels], heads: int, dim: int, per_page: int
+) -> None:
+    rng = np.random.default_rng(heads)
+    n = len(COUNTS)
+    raw = rng.normal(0, 1, (n, heads, dim)).astype(np.float32)
+    w = rng.normal(0, 1, (n, heads)).astype(np.float32)
+    keys = rng.normal(0, 1, (513, dim)).astype(np.float32)
+    for isa, k in kernels_of.items():
+        q = raw.copy()
+        k.lib.kv_round_fp4(k.pool(1), k.pointer(q), n * heads, dim)
+        q[5] = raw[5]  # one that is no FP4 among those that are
+        held = round_trip(k, FP4, keys, 0).astype(np.float64)
+        found = select(k, q, w, keys, COUNTS, 31, FP4, per_page=per_page)
+        assert found == wanted(q, w, held, COUNTS, 31), isa
+
+
 def test_all_equal_rows_leave_the_first(kernels: Kernels) -> None:
     q, w = np.ones((2, 4, 64), np.float32), np.ones((2, 4), np.float32)
     keys = np.ones((100, 64), np.float32)
@@ -118,15 +138,17 @@ def test_what_is_no_number_still_selects_that_many_rows(
         assert all(0 <= row < 90 for row in rows)
 
 
-def test_selection_does_not_depend_on_company_or_threads(kernels: Kernels) -> None:
+@pytest.mark.parametrize("kind", [F32, FP4])
+def test_selection_does_not_depend_on_company_or_threads(kernels: Kernels, kind: int) -> None:
     rng = np.random.default_rng(0)
     q = rng.normal(0, 1, (40, 8, 64)).astype(np.float32)
     w = rng.normal(0, 1, (40, 8)).astype(np.float32)
     keys = rng.normal(0, 1, (200, 64)).astype(np.float32)
+    kernels.lib.kv_round_fp4(kernels.pool(1), kernels.pointer(q), 39 * 8, 64)
     visible = [160 + i for i in range(40)]
-    together = select(kernels, q, w, keys, visible, 16)
+    together = select(kernels, q, w, keys, visible, 16, kind)
     for i in (0, 1, 15, 16, 39):
-        alone = select(kernels, q[i : i + 1], w[i : i + 1], keys, visible[i : i + 1], 16, F32, 1)
+        alone = select(kernels, q[i : i + 1], w[i : i + 1], keys, visible[i : i + 1], 16, kind, 1)
         assert alone == together[i : i + 1]
 
 

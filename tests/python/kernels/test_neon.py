@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def build(to: Path, *target: str) -> Path:
-    names = ("thread_pool", "cpu_features", "experts")
+    names = ("thread_pool", "cpu_features", "experts", "kv_rows", "indexer_int8")
     files = [SOURCES / f"{name}.c" for name in names]
     files += [*SOURCES.glob("quant_*.c"), *SOURCES.glob("matmul*.c"), HERE / "digest.c"]
-    command = [CLANG, *target, *FLAGS, "-I", str(SOURCES / "include"), "-o", str(to)]
+    command = [CLANG, *target, *FLAGS, f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-o", str(to)]
     subprocess.run([*command, *map(str, files), "-lm", "-lpthread"], check=True)
     return to
 
@@ -41,7 +41,8 @@ def run(command: list[str], isa: str) -> tuple[str, str]:
 
 def test_neon_gives_the_bits_of_this_machine(tmp_path: Path) -> None:
     here, used = run([str(build(tmp_path / "here"))], "")
-    assert len(here.splitlines()) == 12
+    assert len(here.splitlines()) == 13
+    assert here.splitlines()[-1].startswith("indexer 1 ")
     foreign = str(build(tmp_path / "neon", "--target=aarch64-linux-gnu", "-fuse-ld=lld"))
     for isa in ("neon", "plain"):
         there, emulated = run([str(QEMU), "-cpu", "max", foreign], isa)
