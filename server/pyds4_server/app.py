@@ -55,6 +55,8 @@ def create_app(settings: Settings, engine: EngineLike | None = None) -> Sanic[An
         {
             "ACCESS_LOG": False,
             "AUTO_EXTEND": False,
+            # What Sanic itself answers, to a client that hung up, say: it would guess, and warn.
+            "FALLBACK_ERROR_FORMAT": "json",
             "KEEP_ALIVE_TIMEOUT": 120,
             "MOTD": False,
             "REQUEST_MAX_HEADER_SIZE": 16384,

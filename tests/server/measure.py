@@ -6,8 +6,8 @@
 
 The server runs in this process on a fake engine; the clients run in another, so that each has a
 core. ``overhead`` reports milliseconds a token beyond the engine's step at one stream, and tokens a
-second over 64. ``soak`` keeps 200 streams open, half of which hang up somewhere, and reports what
-was left behind.
+second over 64. ``soak`` keeps 200 streams of all protocols open, half of which hang up somewhere,
+and reports what was left behind.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import os
+import queue
 import random
 import resource
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +34,95 @@ from server_fakes import TOKENIZER, FakeEngine
 from server_harness import serving_in_background
 
 STEP_S = 0.001
+CUT_BYTES = 64
+"""Longer than anything looked for in a stream."""
 VARIED = " ".join(f"word{i}" for i in range(4000))
 
 
-async def _stream(port: int, tokens: int, hang_up_after: int | None = None) -> tuple[int, bool]:
-    """One streamed chat over a bare socket: chunks seen, and whether it ended properly."""
+@dataclass(frozen=True)
+class Protocol:
+    """One way to ask for a stream, and how its bytes tell what happened."""
+
+    path: str
+    body: Callable[[str, int], dict[str, Any]]
+    delta: bytes
+    """Once in every piece of text."""
+    end: bytes
+    usage: bytes
+    """The number of tokens as it is reported."""
+
+
+CHAT = Protocol(
+    "/v1/chat/completions",
+    lambda text, tokens: {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": tokens,
+        "stream_options": {"include_usage": True},
+    },
+    b'"delta":{"content":"',
+    b"[DONE]",
+    b'"completion_tokens":%d,',
+)
+MESSAGES = Protocol(
+    "/v1/messages",
+    lambda text, tokens: {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": tokens,
+    },
+    b'"type":"text_delta"',
+    b"event: message_stop",
+    b'"output_tokens":%d}',
+)
+RESPONSES = Protocol(
+    "/v1/responses",
+    lambda text, tokens: {"input": text, "max_output_tokens": tokens},
+    b"event: response.output_text.delta",
+    b"event: response.incomplete",
+    b'"output_tokens": %d,',
+)
+
+
+@dataclass
+class Seen:
+    """What a client saw of a stream."""
+
+    pieces: int = 0
+    is_counted: bool = False
+    is_ended: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """As long as it was to be, and properly ended."""
+        return self.is_counted and self.is_ended
+
+
+async def _stream(
+    port: int, tokens: int, protocol: Protocol = CHAT, hang_up_after: int | None = None
+) -> Seen:
+    """One stream over a bare socket. Zero pieces: hang up as soon as the request is sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps(
-        {
-            "model": "m",
-            "messages": [{"role": "user", "content": f"Go {random.random()}"}],
-            "stream": True,
-            "max_tokens": tokens,
-        }
-    ).encode()
+    text = f"Go {random.random()}"
+    body = json.dumps({"model": "m", "stream": True} | protocol.body(text, tokens)).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"POST {protocol.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
-    seen = 0
-    ended = False
-    while data := await reader.read(65536):
-        seen += data.count(b'"delta":{"content":"') + data.count(b'"error"')
-        ended = ended or b"[DONE]" in data
-        if hang_up_after is not None and seen >= hang_up_after:
+    await writer.drain()
+    seen = Seen()
+    wanted = protocol.usage % tokens
+    cut = b""  # what may be the beginning of a word that the next bytes complete
+    while hang_up_after is None or seen.pieces < hang_up_after:
+        data = await reader.read(65536)
+        if not data:
             break
+        data = cut + data
+        seen.pieces += data.count(protocol.delta) - cut.count(protocol.delta)
+        cut = data[-CUT_BYTES:]
+        seen.is_counted = seen.is_counted or wanted in data
+        seen.is_ended = seen.is_ended or protocol.end in data
     writer.close()
-    return seen, ended
+    return seen
 
 
 def _clients(port: int, streams: int, tokens: int, results: Any) -> None:
@@ -64,7 +130,7 @@ def _clients(port: int, streams: int, tokens: int, results: Any) -> None:
         await asyncio.gather(*(_stream(port, 4) for _ in range(4)))
         begin = time.perf_counter()
         seen = await asyncio.gather(*(_stream(port, tokens) for _ in range(streams)))
-        return time.perf_counter() - begin, sum(count for count, _ in seen)
+        return time.perf_counter() - begin, sum(one.pieces for one in seen)
 
     results.put(asyncio.run(run()))
 
@@ -72,10 +138,11 @@ def _clients(port: int, streams: int, tokens: int, results: Any) -> None:
 def _soak_clients(port: int, seconds: float, results: Any) -> None:
     async def client(until: float, tally: dict[str, int]) -> None:
         while time.monotonic() < until:
+            protocol = random.choice([CHAT, MESSAGES, RESPONSES])
             hang_up = random.choice([None, random.randint(0, 40)])
-            seen, ended = await _stream(port, random.randint(5, 80), hang_up)
+            seen = await _stream(port, random.randint(5, 80), protocol, hang_up)
             if hang_up is None:
-                tally["complete" if ended and seen else "broken"] += 1
+                tally["complete" if seen.is_complete else "broken"] += 1
             else:
                 tally["hung up"] += 1
 
@@ -93,7 +160,13 @@ def _in_another_process(target: Any, *arguments: Any) -> Any:
     results = context.Queue()
     process = context.Process(target=target, args=(*arguments, results))
     process.start()
-    result = results.get()
+    while True:
+        try:
+            result = results.get(timeout=30)
+            break
+        except queue.Empty:
+            assert process.is_alive()
+            print(f"  {_resident_mib():.1f} MiB", flush=True)
     process.join()
     return result
 
@@ -132,6 +205,7 @@ def soak(seconds: float) -> None:
         _forget(engine)
         print(f"memory {before:.1f} -> {_resident_mib():.1f} MiB")
         print(f"objects {objects} -> {len(gc.get_objects())}, sessions {engine.open_sessions}")
+        print(f"threads {threading.active_count()}, open files {len(os.listdir('/proc/self/fd'))}")
     print(f"sessions after the end: {engine.open_sessions}")
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB")
 
