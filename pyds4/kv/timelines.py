@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pyds4.chat import Prompt
 from pyds4.errors import TokenizerError
@@ -19,6 +21,18 @@ from pyds4.tokenizer import Tokenizer
 
 _OPEN, _CLOSE = b"\xff", b"\xfe"
 """Around a marker: bytes that UTF-8 text never has, so that text cannot pass for a marker."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Timeline:
+    """Ids and the bytes they stand for.
+
+    ``edges`` are the places around markers, (bytes, ids) from the start.
+    """
+
+    ids: array[int]
+    spelled: bytes
+    edges: list[tuple[int, int]]
 
 
 class Timelines:
@@ -33,22 +47,22 @@ class Timelines:
         self._tokenizer = tokenizer
         self._limit = limit
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, tuple[bytes, list[tuple[int, int]], list[int]]] = (
-            OrderedDict()
-        )
+        self._known: OrderedDict[int, _Timeline] = OrderedDict()
         self._serial = 0
 
     def add(self, tokens: Sequence[int]) -> None:
         """Remember a timeline: a prompt and what was sampled behind it. A shorter known one that it
-        continues is replaced."""
-        ids = list(tokens)
-        spelled, edges = self._spell(ids)
+        continues is replaced, and costs the new tokens alone."""
+        ids = array("i", tokens)
         with self._lock:
-            for serial, (old, _, _) in list(self._known.items()):
-                if spelled.startswith(old):
+            known = list(self._known.values())
+        new = self._spelled(ids, max(known, key=lambda old: _continued(old, ids), default=None))
+        with self._lock:
+            for serial, old in list(self._known.items()):
+                if new.spelled.startswith(old.spelled):
                     del self._known[serial]
             self._serial += 1
-            self._known[self._serial] = (spelled, edges, ids)
+            self._known[self._serial] = new
             while len(self._known) > self._limit:
                 self._known.popitem(last=False)
 
@@ -62,17 +76,15 @@ class Timelines:
         spelled = b"".join(pieces)
         places = {0, *itertools.accumulate(len(piece) for piece in pieces)}
         with self._lock:
-            best: tuple[int, int, list[int]] = (0, 0, [])
-            best_serial = None
-            for serial, (old, edges, ids) in self._known.items():
-                common = common_prefix(old, spelled)
-                at, count = _last_edge(edges, common, places)
-                if count > best[1]:
-                    best, best_serial = (at, count, ids), serial
+            at, count, best, best_serial = 0, 0, array("i"), None
+            for serial, old in self._known.items():
+                common = common_prefix(old.spelled, spelled)
+                edge = _last_edge(old.edges, common, places)
+                if edge[1] > count:
+                    (at, count), best, best_serial = edge, old.ids, serial
             if best_serial is not None:
                 self._known.move_to_end(best_serial)
-        at, count, ids = best
-        out, done = ids[:count], 0
+        out, done = best[:count].tolist(), 0
         for segment, piece in zip(prompt.segments, pieces, strict=True):
             start, done = done, done + len(piece)
             if start < at:
@@ -86,17 +98,26 @@ class Timelines:
             out.append(token)
         return out, count
 
-    def _spell(self, ids: list[int]) -> tuple[bytes, list[tuple[int, int]]]:
-        """The bytes of ids, and the places around markers: (bytes, ids) from the start."""
+    def _spelled(self, ids: array[int], known: _Timeline | None) -> _Timeline:
+        """``ids`` with their bytes; what continues ``known`` is spelled from there."""
+        done = 0 if known is None else _continued(known, ids)
         spelled, edges = bytearray(), [(0, 0)]
-        for count, token in enumerate(ids):
+        if known is not None and done:
+            spelled, edges = bytearray(known.spelled), list(known.edges)
+        for count, token in enumerate(ids[done:], done):
             if self._tokenizer.is_special(token):
                 edges.append((len(spelled), count))
                 spelled += _OPEN + self._tokenizer.token_bytes(token) + _CLOSE
                 edges.append((len(spelled), count + 1))
             else:
                 spelled += self._tokenizer.token_bytes(token)
-        return bytes(spelled), edges
+        return _Timeline(ids, bytes(spelled), edges)
+
+
+def _continued(known: _Timeline, ids: array[int]) -> int:
+    """How many ids ``known`` has, if ``ids`` begin with all of them; otherwise none."""
+    count = len(known.ids)
+    return count if ids[:count] == known.ids else 0
 
 
 def _piece(text: str, is_marker: bool) -> bytes:

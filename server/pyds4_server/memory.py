@@ -98,11 +98,13 @@ class TurnMemory:
 
     def remember(self, turn: Turn) -> None:
         """Keep ``turn``; the oldest ones go when there are too many."""
+        # A prompt is as long as the conversation; its last id is all that is asked for later.
+        brief = replace(turn, prompt=tuple(turn.prompt[-1:]))
         with self._lock:
             for call in turn.calls:
-                self._by_call[call.id] = turn
+                self._by_call[call.id] = brief
             if turn.is_whole:
-                self._by_prompt[_digest(turn.prompt)] = turn
+                self._by_prompt[_digest(turn.prompt)] = brief
             for kept in (self._by_call, self._by_prompt):
                 while len(kept) > self._limit:
                     kept.popitem(last=False)

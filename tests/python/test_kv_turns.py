@@ -261,6 +261,22 @@ def test_known_ids_always_spell_the_prompt(
     assert found[:count] == ids[:count]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_timeline_that_grew_is_known_like_one_added_whole(
+    tokenizer: Tokenizer, size: int
+) -> None:
+    turns = [(USER, True), ("héllo", False), (ASSISTANT, True), ("你好", False), (EOS, True)]
+    ids = prompt(*turns, *turns).token_ids(tokenizer)
+    whole, grown = Timelines(tokenizer), Timelines(tokenizer)
+    whole.add(ids)
+    grown.add(ids[::-1])  # a stranger, which nothing of it continues
+    for end_of_piece in range(size, len(ids) + size, size):
+        grown.add(ids[:end_of_piece])
+    for longer in (prompt(*turns, *turns, *turns), prompt(*turns, (USER, True), ("hé", False))):
+        assert grown.ids(longer) == whole.ids(longer)
+        assert grown.ids(longer)[0] == longer.token_ids(tokenizer)
+
+
 def test_the_identity_is_that_of_the_model() -> None:
     with Engine(DEMO) as one, Engine(DEMO) as two, Engine(DEMO, roundings=False) as plain:
         assert one.identity == two.identity != plain.identity

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import re
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyds4_server import Settings
+from pyds4_server.events import CallEnd
+from pyds4_server.generation import Turn
+from pyds4_server.kept import Kept
+from pyds4_server.memory import TurnMemory
+from server_fakes import FakeEngine
 from server_harness import Served, serving
 
 import pyds4
@@ -247,3 +255,20 @@ async def test_a_prompt_that_cannot_be_warmed_is_refused(
         refused = await served.http.post("/v1/kv/warm", json=body)
     assert refused.status_code == 400
     assert message in refused.json()["error"]["message"]
+
+
+def test_a_remembered_turn_does_not_hold_its_prompt() -> None:
+    class Ids(list[int]):
+        """A list that a weak reference may point to."""
+
+    engine = FakeEngine()
+    kept = Kept(Settings(disk_cache=False), engine)
+    memory = TurnMemory(engine.tokenizer, kept)
+    prompt = Ids(range(8, 1000))
+    watched = weakref.ref(prompt)
+    call = CallEnd(0, "call_1", "read", "{}")
+    memory.remember(Turn(prompt, [9, 10], True, "", "words", [call]))
+    kept.close()
+    del prompt
+    gc.collect()
+    assert watched() is None
