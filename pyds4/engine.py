@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -95,6 +96,7 @@ class Engine:
         roundings: The model's activation roundings, and attention memory in its own formats.
             Off: float32 throughout, for comparing with implementations that do not round.
         threads: Of the CPU backend; None: one a processor.
+        context: Tokens that sessions will be asked for: refused at once when they would not fit.
 
     Raises:
         ModelFileError: not found, not GGUF, or damaged; names file, byte and expectation.
@@ -110,11 +112,12 @@ class Engine:
         backend: Backend = "auto",
         roundings: bool = True,
         threads: int | None = None,
+        context: int | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= 1024:
             raise InvalidArgumentError(f"threads: expected 1 to 1024, found {threads}")
         header = ModelFile(path)
-        guard_load(header, roundings=roundings, weights_on_host=backend != "cuda")
+        guard_load(header, context, roundings=roundings, weights_on_host=backend != "cuda")
         self.manifest = None
         if os.path.exists(f"{os.fspath(path)}.manifest.json"):
             from pyds4.files.manifest import check_manifest
@@ -136,6 +139,8 @@ class Engine:
         self.file = ModelFile._borrow(lib.pyds4_engine_file(self._handle), owner=self._handle)
         self.config, self.threads = self._read_config()
         self._tokenizer: Tokenizer | None = None
+        if self.manifest and (content := self.manifest.content(Path(path).parent)):
+            check(lib.pyds4_engine_bind(self._handle, content.encode()))
 
     def _read_config(self) -> tuple[ModelConfig, int]:
         c = ffi.new("pyds4_config *")
@@ -172,10 +177,19 @@ class Engine:
 
     @property
     def identity(self) -> bytes:
-        """20 bytes that name the model and its row formats: what kept prefixes belong to."""
+        """20 bytes that name the model and its row formats: what kept prefixes belong to.
+
+        From the manifest's digests where it has them and the files are as old as they; else from
+        metadata and samples of the weights.
+        """
         out = ffi.new("uint8_t[20]")
         lib.pyds4_engine_identity(self.handle, out)
         return bytes(out)
+
+    @property
+    def profile(self) -> str | None:
+        """The prompt profile that the model's manifest binds; None when there is none."""
+        return self.manifest.profile if self.manifest else None
 
     @property
     def prefixes(self) -> Prefixes:
@@ -191,13 +205,17 @@ class Engine:
     def session(self, context: int | None = None) -> Session:
         """A new timeline that may hold ``context`` tokens (None: the model's limit).
 
-        Memory grows with use, not with ``context``.
+        Memory grows with use, not with ``context``; but what is asked for must have room.
 
         Raises:
             InvalidArgumentError: ``context`` is beyond the model's limit, or not positive.
+            MemoryLimitError: there is not enough memory for ``context``; gives the figures.
         """
         if context is not None and context < 1:
             raise InvalidArgumentError(f"context: expected 1 or more tokens, found {context}")
+        # A GPU with memory of its own is asked by the engine.
+        if context is not None and context <= self.config.context_length and self.backend != "cuda":
+            guard_load(self.file, context, roundings=self.roundings)
         out = ffi.new("pyds4_session **")
         check(lib.pyds4_session_create(self.handle, min(context or 0, 2**63), out))
         return Session(self, out[0])

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pyds4.cli import options
 from pyds4.cli.console import rate
 from pyds4.cli.failure import UsageError
 from pyds4.cli.relay import relay
@@ -77,15 +78,14 @@ def style(arguments: Any) -> Style:
     """
     from pyds4.chat import EFFORTS
 
-    if arguments.effort not in (efforts := EFFORTS[arguments.profile]):
+    profile = options.profile(arguments)
+    if arguments.effort not in (efforts := EFFORTS[profile]):
         known = ", ".join(effort for effort in efforts if effort is not None)
-        raise UsageError(
-            f"--effort {arguments.effort}: --profile {arguments.profile} knows {known}"
-        )
+        raise UsageError(f"--effort {arguments.effort}: --profile {profile} knows {known}")
     return Style(
         thinking=arguments.think or arguments.effort is not None,
         effort=arguments.effort,
-        profile=arguments.profile,
+        profile=profile,
         max_tokens=arguments.max_tokens,
     )
 

@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="tokens read in one go, from an empty context (default: 512)",
     )  # fmt: skip
     parser.add_argument("--limit", type=options.integer(1), metavar="N", help="sequences in all")
-    parser.add_argument("--profile", choices=("preview", "0731"), default="preview")
+    parser.add_argument(
+        "--profile", choices=("preview", "0731"), help="default: the manifest's, else preview"
+    )
     parser.add_argument("-t", "--threads", type=options.integer(1, 1024), metavar="N")
 
 
@@ -37,9 +39,10 @@ def execute(arguments: argparse.Namespace) -> int:
     from pyds4.files.corpus import read_corpus
     from pyds4.files.imatrix import collect
 
+    profile = options.profile(arguments)
     with Engine(arguments.model, backend="cpu", threads=arguments.threads) as engine:
         documents = read_corpus(
-            Path(arguments.text), engine.tokenizer, chunk=arguments.chunk, profile=arguments.profile
+            Path(arguments.text), engine.tokenizer, chunk=arguments.chunk, profile=profile
         )
         with Progress("imatrix") as progress:
             result = collect(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from pyds4.cli.failure import UsageError
 
 if TYPE_CHECKING:
+    from pyds4.chat.template import Profile
     from pyds4.engine import Engine
     from pyds4.sampling import Sampling
 
@@ -113,8 +116,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--profile",
         choices=("preview", "0731"),
-        default="preview",
-        help="the checkpoint's prompt format (default: preview)",
+        help="the checkpoint's prompt format (default: its manifest's, else preview)",
     )
     group.add_argument(
         "-n", "--max-tokens", type=integer(1), metavar="N",
@@ -136,7 +138,32 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
         backend=arguments.backend,
         roundings=arguments.roundings == "on",
         threads=arguments.threads,
+        context=getattr(arguments, "context", None),
     )
+
+
+def profile(arguments: argparse.Namespace) -> Profile:
+    """The prompt format that ``--profile`` and the model's manifest agree on.
+
+    Raises:
+        UsageError: they do not agree: answers would be silently worse.
+    """
+    from pyds4.chat import EFFORTS
+    from pyds4.default_model import find_model
+    from pyds4.files.manifest import manifest_path, read_manifest
+
+    path = find_model(arguments.model)
+    manifest = read_manifest(path)
+    asked, bound = arguments.profile, manifest.profile if manifest else None
+    if bound is not None and bound not in EFFORTS:
+        raise UsageError(
+            f"{manifest_path(path)}: profile {bound!r}: known are {', '.join(EFFORTS)}"
+        )
+    if asked and bound and asked != bound:
+        raise UsageError(
+            f"--profile {asked}: {manifest_path(path).name} binds the model to {bound}"
+        )
+    return cast("Profile", asked or bound or "preview")
 
 
 def sampling(arguments: argparse.Namespace) -> Sampling:

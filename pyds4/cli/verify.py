@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the GGUF file to check")
     parser.add_argument("--text", metavar="FILE", help="what to measure on")
     parser.add_argument("--against", metavar="MODEL2", help="the reference; needs --text")
-    parser.add_argument("--vectors", metavar="FILE", help="captured answers")
+    parser.add_argument(
+        "--vectors", metavar="FILE", help="captured answers (default: those of its manifest)"
+    )
     parser.add_argument(
         "--chunk", type=options.integer(2), default=512, metavar="N",
         help="tokens read in one go, from an empty context (default: 512)",
@@ -38,7 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=options.integer(2), metavar="N", help="tokens in all")
     parser.add_argument("-k", type=options.integer(1), default=10, help="of top-k (default: 10)")
-    parser.add_argument("--profile", choices=("preview", "0731"), default="preview")
+    parser.add_argument(
+        "--profile", choices=("preview", "0731"), help="default: the manifest's, else preview"
+    )
     parser.add_argument("--max-kl", type=float, metavar="NATS", help="of the mean KL divergence")
     parser.add_argument("--min-top1", type=float, metavar="SHARE", help="agreement, from 0 to 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -49,20 +53,26 @@ def execute(arguments: argparse.Namespace) -> int:
     from pyds4.files.corpus import read_corpus
     from pyds4.files.verify import compare_models, compare_vectors, score_text
 
-    if not (arguments.text or arguments.vectors):
-        raise UsageError("nothing to measure on: give --text FILE or --vectors FILE")
+    vectors = _vectors(arguments)
+    if not (arguments.text or vectors):
+        raise UsageError(
+            "nothing to measure on: give --text FILE or --vectors FILE (its manifest binds none)"
+        )
     if arguments.against and not arguments.text:
         raise UsageError("--against needs --text FILE")
+    profile = options.profile(arguments)
     report: dict[str, Any] = {"model": arguments.model}
-    top1 = kl = None
+    top1: float | None = None
+    kl: float | None = None
     with options.open_engine(arguments) as engine, Progress("verify") as progress:
-        if arguments.vectors:
-            captured = compare_vectors(engine, Path(arguments.vectors), profile=arguments.profile)
-            report["vectors"], top1 = captured.as_json(), captured.top1
+        for path in vectors:
+            captured = compare_vectors(engine, path, profile=profile)
+            key = "vectors" if len(vectors) == 1 else f"vectors {path.name}"
+            report[key], top1 = captured.as_json(), min(captured.top1, top1 or 1.0)
         if arguments.text:
             documents = read_corpus(
                 Path(arguments.text), engine.tokenizer, chunk=arguments.chunk,
-                profile=arguments.profile,
+                profile=profile,
             )  # fmt: skip
             documents = _first(documents, arguments.limit)
             if arguments.against:
@@ -90,6 +100,16 @@ def execute(arguments: argparse.Namespace) -> int:
     else:
         _print(report)
     return 1 if broken else 0
+
+
+def _vectors(arguments: argparse.Namespace) -> list[Path]:
+    """Captured answers to compare with: those given, or without a text those of the manifest."""
+    from pyds4.files.manifest import read_manifest
+
+    if arguments.vectors:
+        return [Path(arguments.vectors)]
+    manifest = None if arguments.text else read_manifest(arguments.model)
+    return [Path(arguments.model).with_name(v.name) for v in manifest.vectors] if manifest else []
 
 
 def _first(documents: list[list[int]], limit: int | None) -> list[list[int]]:
@@ -123,8 +143,8 @@ def _broken(arguments: argparse.Namespace, top1: float | None, kl: float | None)
 
 def _print(report: dict[str, Any]) -> None:
     rows = []
-    if "vectors" in report:
-        rows += [[f"vectors: {key}", _number(value)] for key, value in report["vectors"].items()]
+    for name in (key for key in report if key.startswith("vectors")):
+        rows += [[f"{name}: {key}", _number(value)] for key, value in report[name].items()]
     for side in ("model", "reference"):
         if "comparison" in report:
             score = report["comparison"][side]

@@ -15,6 +15,7 @@ from ..errors import InvalidArgumentError, ModelFileError
 from ..synth.writer import Progress, Say, Tensor, write_gguf
 from .checkpoint import CheckpointModel, open_checkpoint
 from .imatrix import Importance
+from .manifest import forget_manifest
 from .origin import made_from
 from .recipes import recipe
 from .rows import tensor_of_rows
@@ -95,6 +96,8 @@ def convert_checkpoint(
         made_from=origin,
         say=say,
     )
+    if forget_manifest(Path(target)) and say is not None:
+        say(f"the manifest of the earlier {os.fspath(target)} was removed")
     return Conversion(size, model.style, types, model.skipped)
 
 

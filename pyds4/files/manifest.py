@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFileError
+from ..errors import InvalidArgumentError, ModelFileError
 from ..model_file import ModelFile
 from .source import raw_metadata
 
@@ -23,6 +24,7 @@ __all__ = [
     "Manifest",
     "check_manifest",
     "file_sha256",
+    "forget_manifest",
     "make_manifest",
     "manifest_path",
     "read_manifest",
@@ -37,11 +39,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BoundFile:
-    """A file beside the manifest."""
+    """A file beside the manifest.
+
+    ``modified_ns`` is the time of its last change when the digest was computed; a file with the
+    same time and size is taken to be the same without reading it.
+    """
 
     name: str
     bytes: int
     sha256: str
+    modified_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,20 @@ class Manifest:
     vectors: tuple[BoundFile, ...] = field(default=())
     origin: str | None = None
     version: int = _VERSION
+
+    def content(self, folder: Path) -> str | None:
+        """SHA-256 over the digests of the model's files; None when one may have changed since they
+        were computed."""
+        digest = hashlib.sha256()
+        for bound in self.files:
+            try:
+                found = (folder / bound.name).stat()
+            except OSError:
+                return None
+            if (found.st_size, found.st_mtime_ns) != (bound.bytes, bound.modified_ns):
+                return None
+            digest.update(f"{bound.bytes} {bound.sha256}\n".encode())
+        return digest.hexdigest()
 
 
 def manifest_path(model: Path) -> Path:
@@ -106,9 +127,19 @@ def make_manifest(
     """The manifest of a model file (of all parts of a split one).
 
     Args:
+        recipe: What ``quantize_file`` noted in the file when None.
+        vectors: Files beside the model.
         known: SHA-256 by file name where it was already verified; the rest is computed.
+
+    Raises:
+        InvalidArgumentError: vectors lie elsewhere.
     """
     file = ModelFile(model)
+    for path in vectors:
+        if path.resolve().parent != model.absolute().parent.resolve():
+            raise InvalidArgumentError(f"{path} does not lie beside {model}: copy it there")
+    noted = file.get("pyds4.quantize.recipe")
+    recipe = recipe or (noted if isinstance(noted, str) else None)
     bound = tuple(_bind(Path(path), known or {}, progress) for path in file.paths)
     return Manifest(
         files=bound,
@@ -121,8 +152,9 @@ def make_manifest(
 
 
 def _bind(path: Path, known: dict[str, str], progress: Progress | None) -> BoundFile:
+    before = path.stat()
     digest = known.get(path.name) or file_sha256(path, progress)
-    return BoundFile(path.name, path.stat().st_size, digest)
+    return BoundFile(path.name, before.st_size, digest, before.st_mtime_ns)
 
 
 def write_manifest(model: Path, manifest: Manifest) -> Path:
@@ -132,6 +164,14 @@ def write_manifest(model: Path, manifest: Manifest) -> Path:
     partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def forget_manifest(model: Path) -> bool:
+    """Remove the manifest of a file that has been written anew; whether there was one."""
+    path = manifest_path(model)
+    there = path.exists()
+    path.unlink(missing_ok=True)
+    return there
 
 
 def read_manifest(model: str | os.PathLike[str]) -> Manifest | None:
@@ -181,21 +221,28 @@ def check_manifest(model: str | os.PathLike[str], file: ModelFile) -> Manifest |
 
 
 def verify_manifest(model: Path, progress: Progress | None = None) -> Manifest:
-    """Check everything, digests included.
+    """Check everything, digests included, and note the files' times for later loads.
 
     Raises:
         ModelFileError: there is no manifest, or something differs; says what.
     """
     manifest = check_manifest(model, ModelFile(model))
     if manifest is None:
-        raise ModelFileError(f"{manifest_path(model)} is missing")
+        raise ModelFileError(f"{manifest_path(model)} is missing: `pyds4 models --bind` writes it")
+    times: dict[str, int] = {}
     for bound in (*manifest.files, *manifest.vectors):
         path = model.with_name(bound.name)
         if not path.is_file():
             raise ModelFileError(f"{path} is missing; {manifest_path(model).name} binds it")
+        times[bound.name] = path.stat().st_mtime_ns
         found = file_sha256(path, progress)
         if found != bound.sha256:
             raise ModelFileError(
                 f"{path}: SHA-256 is {found}, {manifest_path(model).name} binds {bound.sha256}"
             )
+    fresh = tuple(replace(bound, modified_ns=times[bound.name]) for bound in manifest.files)
+    if fresh != manifest.files:
+        manifest = replace(manifest, files=fresh)
+        with suppress(OSError):  # a directory that is only read stays as it is
+            write_manifest(model, manifest)
     return manifest

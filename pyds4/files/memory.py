@@ -41,6 +41,10 @@ LOAD_CONTEXT = 4096
 """Tokens that a load must have room for when no context is asked for."""
 
 
+_HALVES = [1 << bits for bits in range(20, 9, -1)]
+"""Contexts that a refusal may propose, in tokens."""
+
+
 @dataclass(frozen=True)
 class MachineMemory:
     """Bytes this process may use.
@@ -115,22 +119,32 @@ def guard_load(
 
     Args:
         context: Tokens of one session; the model's limit, at most ``LOAD_CONTEXT``, when None.
+            More than the model's limit counts as the limit.
 
     Raises:
         MemoryLimitError: it does not fit; says what it needs, what there is, and what to do.
     """
     if os.environ.get(GUARD_VARIABLE, "").lower() in ("off", "0", "no"):
         return
-    if context is None:
-        limit = file.get("deepseek4.context_length")
-        context = min(limit, LOAD_CONTEXT) if isinstance(limit, int) else LOAD_CONTEXT
-    need = file.memory(context, roundings=roundings)
-    fit = judge(need, machine or machine_memory(), weights_on_host=weights_on_host)
-    if fit.verdict is Verdict.REFUSED:
-        raise MemoryLimitError(
-            f"{file.paths[0]} does not fit with a context of {context} tokens: {fit.reason}. "
-            f"Take a smaller file or context, or set {GUARD_VARIABLE}=off to try anyway"
-        )
+    limit = file.get("deepseek4.context_length")
+    known = limit if isinstance(limit, int) else LOAD_CONTEXT
+    context = min(known, LOAD_CONTEXT if context is None else context)
+    machine = machine or machine_memory()
+
+    def fit(tokens: int) -> Fit:
+        need = file.memory(tokens, roundings=roundings)
+        return judge(need, machine, weights_on_host=weights_on_host)
+
+    asked = fit(context)
+    if asked.verdict is not Verdict.REFUSED:
+        return
+    smaller = (tokens for tokens in _HALVES if tokens < context)
+    fitting = next((tokens for tokens in smaller if fit(tokens).verdict != Verdict.REFUSED), None)
+    advice = f"{fitting} tokens would fit" if fitting else "take a smaller file"
+    raise MemoryLimitError(
+        f"{file.paths[0]} does not fit with a context of {context} tokens: {asked.reason}. "
+        f"{advice[0].upper()}{advice[1:]}; {GUARD_VARIABLE}=off tries anyway"
+    )
 
 
 def machine_memory(

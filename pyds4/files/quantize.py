@@ -18,6 +18,7 @@ from ..model_file import ModelFile, TensorInfo
 from ..synth.writer import Progress, Say, Tensor, Typed, write_gguf
 from ._kernels import decode, type_named
 from .imatrix import Importance
+from .manifest import forget_manifest
 from .origin import made_from
 from .recipes import Recipe, recipe
 from .rows import tensor_of_rows
@@ -128,6 +129,8 @@ def quantize_file(
         made_from=made_from(inputs, importance),
         say=say,
     )
+    if forget_manifest(Path(target)) and say is not None:
+        say(f"the manifest of the earlier {os.fspath(target)} was removed")
     return changes
 
 

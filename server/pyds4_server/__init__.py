@@ -50,7 +50,15 @@ def serve(
     opened: list[pyds4.Engine] = []
 
     def load() -> pyds4.Engine:
-        opened.append(pyds4.Engine(model, backend=backend, roundings=roundings, threads=threads))
+        opened.append(
+            pyds4.Engine(
+                model,
+                backend=backend,
+                roundings=roundings,
+                threads=threads,
+                context=checked.context_tokens,
+            )
+        )
         return opened[0]
 
     try:

@@ -71,7 +71,10 @@ class Scheduler:
             settings.context_tokens or engine.config.context_length, engine.config.context_length
         )
         limit = max(settings.max_sessions, settings.max_active)
-        self._pool = SessionPool(engine, limit, self.context_tokens)
+        # A context that was asked for must have room; the model's own need not, as memory grows
+        # with use.
+        asked = self.context_tokens if settings.context_tokens else None
+        self._pool = SessionPool(engine, limit, asked)
         self._wake = threading.Condition()
         self._inbox: deque[Job] = deque()
         self._waiting_count = 0

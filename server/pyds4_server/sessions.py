@@ -35,7 +35,7 @@ class SessionPool:
         self,
         engine: EngineLike,
         limit: int,
-        context: int,
+        context: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine

@@ -49,7 +49,9 @@ public final class Engine: @unchecked Sendable {  // everything mutable is guard
             admission = Admission(file, try Configuration(file), roundings: options.roundings)
             (backend, threads) = try options.makeBackend(admission)
             model = try Transformer(file, backend: backend, roundings: options.roundings)
-            prefixes = Prefixes { [file, model] in modelIdentity(file, model.configuration, model.formats) }
+            prefixes = Prefixes { [file, model] content in
+                modelIdentity(file, model.configuration, model.formats, content: content)
+            }
         } catch {
             throw EngineError(error)
         }

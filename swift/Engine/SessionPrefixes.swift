@@ -5,7 +5,8 @@ import Model
 /// them, when one is attached, a store on disk.
 public final class Prefixes: @unchecked Sendable {  // guarded by `lock`
     private let lock = Lock()
-    private let identify: () -> ChunkKey
+    private let identify: (_ content: String?) -> ChunkKey
+    private var content: String?
     private var identityOnce: ChunkKey?
     private var budget = 0
     private var disk: DiskPrefixes?
@@ -33,7 +34,7 @@ public final class Prefixes: @unchecked Sendable {  // guarded by `lock`
         public let reusedTokens: Int
     }
 
-    init(identify: @escaping () -> ChunkKey) { self.identify = identify }
+    init(identify: @escaping (_ content: String?) -> ChunkKey) { self.identify = identify }
 
     /// Bytes that prefixes may take in memory; 0 keeps none. What they share with each other counts
     /// once, what they share with open sessions counts too.
@@ -55,9 +56,21 @@ public final class Prefixes: @unchecked Sendable {  // guarded by `lock`
     public var identity: ChunkKey {
         lock.withLock {
             if let identityOnce { return identityOnce }
-            let identity = identify()
+            let identity = identify(content)
             identityOnce = identity
             return identity
+        }
+    }
+
+    /// Names the content of the model's files, which is sampled otherwise.
+    ///
+    /// - Throws: `EngineError.invalidArgument` when something was kept under another name.
+    public func bind(_ content: String) throws {
+        try lock.withLock {
+            guard identityOnce == nil || self.content == content else {
+                throw EngineError.invalidArgument("the model's identity is in use already: bind it before anything is kept")
+            }
+            self.content = content
         }
     }
 

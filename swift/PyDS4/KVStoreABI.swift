@@ -24,6 +24,13 @@ public func pyds4_engine_prefixes(_ handle: OpaquePointer!, _ out: UnsafeMutable
 public func pyds4_engine_prefixes_clear(_ handle: OpaquePointer!) { engine(handle).prefixes.removeAll() }
 
 @c @implementation
+public func pyds4_engine_bind(_ handle: OpaquePointer!, _ content: UnsafePointer<CChar>!) -> pyds4_status {
+    reporting {
+        try engine(try required(handle, "engine")).prefixes.bind(String(cString: try required(content, "content")))
+    }
+}
+
+@c @implementation
 public func pyds4_engine_identity(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<UInt8>!) {
     out.update(from: engine(handle).prefixes.identity.bytes, count: ChunkKey.byteCount)
 }

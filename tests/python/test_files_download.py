@@ -173,6 +173,7 @@ def test_a_file_is_fetched_once_verified_listed_checked_and_removed(
     place = machine.models / FILE
     assert place.read_bytes() == hub.content
     manifest = json.loads((machine.models / f"{FILE}.manifest.json").read_text())
+    assert manifest["files"][0].pop("modified_ns") > 0
     assert manifest["files"] == [{"name": FILE, "bytes": len(hub.content), "sha256": hub.digest}]
     assert manifest["profile"] == "0731"
     assert manifest["origin"] == f"{REPOSITORY}@{COMMIT}"

@@ -126,6 +126,39 @@ def test_a_context_that_does_not_fit_is_refused(tiny: Path) -> None:
         guard_load(file, 4096, machine=little)
 
 
+def test_a_session_whose_context_does_not_fit_is_refused_with_one_that_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.gguf"
+    synthesize(path, dimensions("tiny", yarn_factor=64.0))
+    file = ModelFile(path)
+    limit = file["deepseek4.context_length"]
+    assert isinstance(limit, int)
+    need = file.memory(limit // 2)
+    little = MachineMemory(1 << 40, need.kv + need.buffers)
+    monkeypatch.setattr(memory, "machine_memory", lambda: little)
+    expected = rf"context of {limit} tokens: weights .*, attention memory .*available. \d+ tokens"
+    with Engine(path) as engine:
+        with pytest.raises(MemoryLimitError, match=expected):
+            engine.session(limit)
+        engine.session(limit // 2).close()
+        engine.session().close()  # grows with use
+    with pytest.raises(MemoryLimitError, match=expected):
+        Engine(path, context=limit)
+    Engine(path, context=limit // 2).close()
+    assert main(["run", "-m", str(path), "-p", "x", "--context", str(limit)]) == 1
+
+
+def test_the_proposed_context_does_fit(tiny: Path) -> None:
+    file = ModelFile(tiny)
+    need = file.memory(3000)
+    little = MachineMemory(1 << 40, need.kv + need.buffers)
+    with pytest.raises(MemoryLimitError, match=r"2048 tokens would fit; .*=off tries anyway"):
+        guard_load(file, 4096, machine=little)
+    with pytest.raises(MemoryLimitError, match="Take a smaller file"):
+        guard_load(file, 4096, machine=MachineMemory(1 << 40, 1000))
+
+
 @pytest.mark.parametrize("context", [1, 127, 128, 129, 1024, 4096, 100_000, 1_048_576])
 @pytest.mark.parametrize("roundings", [True, False])
 def test_the_plan_of_a_model_that_is_not_here_is_the_engines(

@@ -190,7 +190,10 @@ typedef struct {
 pyds4_status pyds4_engine_kv_attach(pyds4_engine *engine, const pyds4_kv_options *options);
 /* Waits until everything that is to be kept is on disk. */
 void pyds4_engine_kv_flush(pyds4_engine *engine);
-/* 20 bytes: of the model's file, its row formats and their layout. */
+/* Names the model's content, such as a SHA-256 of its files that was verified: what is kept then belongs
+ * to that, instead of to a sample of the weights. PYDS4_INVALID_ARGUMENT when something was kept. */
+pyds4_status pyds4_engine_bind(pyds4_engine *engine, const char *content);
+/* 20 bytes: of the model's content, its row formats and their layout. */
 void pyds4_engine_identity(const pyds4_engine *engine, uint8_t *identity);
 
 /* Keeps where the session stands now, in memory and on disk: for the end of a turn. */
