@@ -10,7 +10,7 @@ from pyds4.cli import options
 from pyds4.cli.console import print_table, size
 
 EPILOG = """\
-Exits with 1 when a model named (or the default one) cannot run here.
+Exits with 0 when every model looked at can run here at some context, with 1 when one cannot.
 
 examples:
   pyds4 doctor
@@ -20,7 +20,9 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("models", nargs="*", metavar="FILE", help="default: the default model")
+    parser.add_argument(
+        "models", nargs="*", metavar="FILE", help="default: the default model and those downloaded"
+    )
     parser.add_argument(
         "--port", type=options.integer(1, 65535), default=8000, help="of the server (default: 8000)"
     )
@@ -31,8 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     from pyds4.default_model import find_model
     from pyds4.files.doctor import examine
+    from pyds4.files.download import installed_models
 
-    models = [Path(model) for model in arguments.models] or [find_model()]
+    models = [Path(model) for model in arguments.models]
+    if not models:
+        models = list(dict.fromkeys([find_model(), *(model.path for model in installed_models())]))
     report = examine(models, port=arguments.port, disk=not arguments.no_disk)
     status = 1 if report.problems else 0
     if arguments.json:
@@ -48,6 +53,7 @@ def execute(arguments: argparse.Namespace) -> int:
     print(f"GPU        {gpus or 'none'}")
     features = " ".join(machine.features) or "none that kernels use"
     print(f"kernels    {machine.instruction_set} (processor: {features})")
+    print(f"backend    {report.backend or 'known when a model is loaded'}")
     print(f"library    {machine.library}")
     print(f"port       {report.port} is {'free' if report.port_is_free else 'in use'}")
     print()

@@ -34,7 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    from pyds4.files.download import installed_models, models_directory, remove_model
+    from pyds4.files.download import (
+        find_installed,
+        installed_models,
+        models_directory,
+        remove_model,
+    )
     from pyds4.files.manifest import make_manifest, verify_manifest, write_manifest
 
     if arguments.remove:
@@ -43,7 +48,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.check:
         model = Path(arguments.check)
         if not model.is_file():
-            model = models_directory() / (arguments.check.removesuffix(".gguf") + ".gguf")
+            model = find_installed(arguments.check).path
         with Progress(f"check {model.name}", "bytes") as progress:
             verify_manifest(model, progress.update)
         print(f"{model.name}: every digest is as its manifest says")

@@ -27,6 +27,8 @@ __all__ = ["CONTEXTS", "FileReport", "Machine", "Report", "examine", "read_speed
 CONTEXTS = (8 * 1024, 32 * 1024, 128 * 1024, 1024 * 1024)
 """Tokens that files are judged at; larger ones than the model's limit are left out."""
 
+_PROBE_BYTES = 1 << 30
+
 _INTERESTING = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
     "avx512vbmi", "gfni", "amx_tile", "asimddp", "i8mm", "sve2",
@@ -76,12 +78,15 @@ class FileReport:
 
 @dataclass(frozen=True)
 class Report:
+    """``backend`` is what "auto" takes here; None when no small model told."""
+
     machine: Machine
     files: list[FileReport]
     catalogue: list[FileReport]
     port: int
     port_is_free: bool
     problems: list[str]
+    backend: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,14 +101,16 @@ def examine(models: Sequence[Path], *, port: int = 8000, disk: bool = True) -> R
     """
     machine = _machine()
     files = [_file_report(path, machine.memory, disk) for path in models]
-    problems = [f"{file.path}: {file.problem}" for file in files if file.problem]
+    problems = [file.problem for file in files if file.problem]
     for file in files:
         if file.fits and not file.largest_context:
             smallest = next(iter(file.fits))
             reason = file.fits[smallest].reason
             problems.append(f"{file.path} does not fit at {smallest} tokens: {reason}")
     is_free = _port_is_free(port)
-    return Report(machine, files, _catalogue(machine.memory), port, is_free, problems)
+    catalogue = _catalogue(machine.memory)
+    backend = _backend(files)
+    return Report(machine, files, catalogue, port, is_free, problems, backend)
 
 
 def _machine() -> Machine:
@@ -164,16 +171,33 @@ def _file_report(path: Path, machine: MachineMemory, disk: bool) -> FileReport:
     try:
         file = ModelFile(path)
     except (PyDS4Error, OSError) as error:
-        return FileReport(path.name, str(path), 0, problem=str(error))
+        return FileReport(path.name, str(path), 0, problem=_about(path, error))
     try:
         limit = file.get("deepseek4.context_length")
         known = limit if isinstance(limit, int) else CONTEXTS[0]
         contexts = sorted({min(context, known) for context in CONTEXTS})
         fits = {context: judge(file.memory(context), machine) for context in contexts}
     except PyDS4Error as error:
-        return FileReport(path.name, str(path), file.byte_count, problem=str(error))
+        return FileReport(path.name, str(path), file.byte_count, problem=_about(path, error))
     speed = read_speed(path) if disk else None
     return FileReport(path.name, str(path), file.byte_count, fits, read_bytes_per_s=speed)
+
+
+def _about(path: Path, error: Exception) -> str:
+    said = str(error)
+    return said if said.startswith(str(path)) else f"{path}: {said}"
+
+
+def _backend(files: Sequence[FileReport]) -> str | None:
+    """The backend that "auto" takes, as a small file tells that fits; opening a large one would
+    send it to the GPU."""
+    from ..engine import Engine
+
+    small = [f for f in files if f.path and f.largest_context and f.bytes <= _PROBE_BYTES]
+    for file in sorted(small, key=lambda file: file.bytes):
+        with suppress(PyDS4Error, OSError), Engine(file.path or "") as engine:
+            return f"{engine.backend}, {engine.threads} threads"
+    return None
 
 
 def _catalogue(machine: MachineMemory) -> list[FileReport]:

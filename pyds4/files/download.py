@@ -35,6 +35,7 @@ __all__ = [
     "InstalledModel",
     "download",
     "download_artifact",
+    "find_installed",
     "installed_models",
     "models_directory",
     "remove_model",
@@ -336,6 +337,20 @@ def installed_models() -> list[InstalledModel]:
     return found
 
 
+def find_installed(name: str) -> InstalledModel:
+    """The model whose file is called ``name``, with or without ``.gguf``.
+
+    Raises:
+        ModelFileError: there is none; lists what there is.
+    """
+    found = installed_models()
+    for model in found:
+        if model.path.name in (name, f"{name}.gguf"):
+            return model
+    known = ", ".join(model.path.name for model in found) or "none"
+    raise ModelFileError(f"no model {name!r} in {models_directory()}; there are {known}")
+
+
 def remove_model(name: str) -> int:
     """Remove a model, its manifest and its copy in the cache; return the bytes that came free.
 
@@ -345,23 +360,18 @@ def remove_model(name: str) -> int:
     Raises:
         ModelFileError: no such model.
     """
-    for model in installed_models():
-        if model.path.name not in (name, f"{name}.gguf"):
-            continue
-        freed = 0
-        for bound in model.manifest.files:
-            place = model.path.with_name(bound.name)
-            blob = place.resolve()
-            if blob.is_file():
-                freed += blob.stat().st_size
-                if blob != place:
-                    _remove_snapshots(blob)
-                    blob.unlink()
-            place.unlink(missing_ok=True)
-        manifest_path(model.path).unlink()
-        return freed
-    known = ", ".join(model.path.name for model in installed_models()) or "none"
-    raise ModelFileError(f"no model {name!r} in {models_directory()}; there are {known}")
+    model, freed = find_installed(name), 0
+    for bound in model.manifest.files:
+        place = model.path.with_name(bound.name)
+        blob = place.resolve()
+        if blob.is_file():
+            freed += blob.stat().st_size
+            if blob != place:
+                _remove_snapshots(blob)
+                blob.unlink()
+        place.unlink(missing_ok=True)
+    manifest_path(model.path).unlink()
+    return freed
 
 
 def _remove_snapshots(blob: Path) -> None:

@@ -189,10 +189,29 @@ def test_doctor_exits_with_0_only_when_the_model_runs(
     report = json.loads(capsys.readouterr().out)
     assert report["files"][0]["fits"]["4096"]["verdict"] == "fits"
     assert report["machine"]["memory"]["total"] > 0
+    assert report["backend"]
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
-    assert main(["doctor", str(broken)]) == 1
-    assert "problem: " in capsys.readouterr().out
+    assert main(["doctor", "--no-disk", str(broken), str(tiny)]) == 1
+    assert capsys.readouterr().out.count(str(broken)) == 1
+    assert main(["doctor", "--port", "0"]) == 2
+
+
+def test_doctor_looks_at_what_was_downloaded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYDS4_MODELS", str(tmp_path))
+    own = tmp_path / "own.gguf"
+    own.symlink_to(tiny)
+    assert main(["models", "--bind", str(own)]) == 0
+    capsys.readouterr()
+    assert main(["doctor", "--no-disk"]) == 0
+    assert "own.gguf" in capsys.readouterr().out
+    assert main(["models", "--check", "own"]) == 0
+    assert main(["models", "--check", "absent"]) == 1
+    assert "no model 'absent'" in capsys.readouterr().err
+    own.unlink()
+    assert main(["doctor", "--no-disk"]) == 1
 
 
 def test_diff_of_two_files_shows_metadata_types_and_error(
