@@ -324,7 +324,7 @@ def gen_cuda(kernels):
                 args.append("msl_builtin<%s>(msl_%s())" % (p["type"], p["attr"]))
         o.append(
             "#if !defined(MSL_SOME) || defined(MSL_WITH_%s)\n"
-            'extern "C" __global__ void __launch_bounds__(%s) msl_%s(%s) { %s(%s); }\n#endif'
+            'extern "C" __global__ void __launch_bounds__(%s) msl_%s(%s) { MSL_ENTER %s(%s); }\n#endif'
             % (
                 K["name"],
                 K["max_threads"] or 1024,

@@ -22,6 +22,14 @@ struct CUDADriver {
         var context: Handle = nil
     }
 
+    /// CUgraphEdgeData: here always that of a kernel that may be launched before the one it waits for has ended.
+    struct GraphEdge {
+        var fromPort: UInt8 = 1  // CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+        var toPort: UInt8 = 0
+        var type: UInt8 = 1  // CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+        var reserved: (UInt8, UInt8, UInt8, UInt8, UInt8) = (0, 0, 0, 0, 0)
+    }
+
     let initialise: @convention(c) (UInt32) -> Status
     let errorString: @convention(c) (Status, UnsafeMutablePointer<UnsafePointer<CChar>?>) -> Status
     let deviceGet: @convention(c) (UnsafeMutablePointer<Int32>, Int32) -> Status
@@ -52,6 +60,10 @@ struct CUDADriver {
     let graphAddKernel: @convention(c) (
         UnsafeMutablePointer<Handle>, Handle, UnsafePointer<Handle>?, Int, UnsafeRawPointer
     ) -> Status
+    /// nil: an older driver.
+    let graphAddEdges: (@convention(c) (
+        Handle, UnsafePointer<Handle>, UnsafePointer<Handle>, UnsafeRawPointer, Int
+    ) -> Status)?
     let graphInstantiate: @convention(c) (UnsafeMutablePointer<Handle>, Handle, UInt64) -> Status
     let graphLaunch: @convention(c) (Handle, Handle) -> Status
     let graphDestroy: @convention(c) (Handle) -> Status
@@ -96,6 +108,7 @@ struct CUDADriver {
         launch = try find("cuLaunchKernel")
         graphCreate = try find("cuGraphCreate")
         graphAddKernel = try find("cuGraphAddKernelNode_v2")
+        graphAddEdges = try? find("cuGraphAddDependencies_v2")
         eventCreate = try find("cuEventCreate")
         eventRecord = try find("cuEventRecord")
         eventTime = try find("cuEventElapsedTime")

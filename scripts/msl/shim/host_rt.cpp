@@ -208,6 +208,18 @@ static int run_grid(const uint *grid, const uint *tg, void **buf, void **tgm, in
     return failed ? 1 : 0;
 }
 // The kernel over the caller's own memory, unchecked: for whole models.
+// Bytes of each argument of a kernel, by its place: 8 for an address; how many, or -1 when there is no such kernel.
+extern "C" int msl_arguments(const char *name, size_t *sizes) {
+    auto it = kernels().find(name);
+    if (it == kernels().end()) return -1;
+    int count = 0;
+    for (int i = 0; i < it->second.nbufs; ++i) {
+        const msl_buf_info &b = it->second.bufs[i];
+        sizes[b.index] = b.bytes ? b.bytes : 8;
+        if (b.index >= count) count = b.index + 1;
+    }
+    return count;
+}
 extern "C" int msl_dispatch_direct(const char *name, const uint *grid, const uint *tg, void **ptr) {
     err.clear(); failed = false;
     auto it = kernels().find(name);
