@@ -138,6 +138,8 @@ class FakeEngine:
         self.has_no_numbers = False
         self.gate = threading.Event()
         self.gate.set()
+        self.is_in_step = False
+        """A step waits for the gate."""
         self._thread: int | None = None
 
     def session(self, context: int | None = None) -> FakeSession:
@@ -159,7 +161,9 @@ class FakeEngine:
         thread = threading.get_ident()
         assert self._thread in (None, thread), "two threads step the engine"
         self._thread = thread
+        self.is_in_step = True
         self.gate.wait()
+        self.is_in_step = False
         if self.step_s:
             time.sleep(self.step_s)
         if self.fail_step is not None:

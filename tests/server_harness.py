@@ -31,7 +31,7 @@ class Served:
         self.anthropic = anthropic.AsyncAnthropic(
             base_url=url, api_key="key", max_retries=0, _strict_response_validation=True
         )
-        self.http = httpx.AsyncClient(base_url=url, timeout=30)
+        self.http = httpx.AsyncClient(base_url=url, timeout=600)  # however slow the machine
 
     @property
     def port(self) -> int:
@@ -76,13 +76,18 @@ def serving_in_background(engine: EngineLike, **settings: Any) -> Iterator[str]:
 
     async def main() -> None:
         stop = asyncio.Event()
-        async with running(Settings(**_DEFAULTS | settings), engine) as (url, _):
-            ready.set_result((asyncio.get_running_loop(), stop, url))
-            await stop.wait()
+        try:
+            async with running(Settings(**_DEFAULTS | settings), engine) as (url, _):
+                ready.set_result((asyncio.get_running_loop(), stop, url))
+                await stop.wait()
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    loop, stop, url = ready.result(10)
+    loop, stop, url = ready.result()
     try:
         yield url
     finally:

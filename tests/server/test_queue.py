@@ -120,18 +120,19 @@ async def test_disconnect_in_the_queue_leaves_no_trace(serve: Serve) -> None:
     engine.gate.clear()
     async with serve(engine, max_active=1) as served:
         first = asyncio.create_task(ask(served))
-        await until(lambda: served.active == 1)
+        await until(lambda: engine.is_in_step)
         second = asyncio.create_task(ask(served, "second"))
         await until(lambda: served.active == 2)
+        (waiting,) = served.service.scheduler._inbox
         await hang_up(second)
-        await asyncio.sleep(0.2)  # the hang-up is seen long before
+        await until(lambda: waiting.is_cancelled)
         engine.gate.set()
         await first
         assert len(engine.prompts) == 1
 
 
 async def test_a_cancelled_prefill_is_continued_by_the_retry(serve: Serve) -> None:
-    engine = FakeEngine(step_s=0.02, context=16384)
+    engine = FakeEngine(step_s=0.1, context=16384)
     prompt = "word " * 2500
     async with serve(engine, prefill_idle_chunk_tokens=32) as served:
         body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
@@ -253,12 +254,17 @@ async def test_shutdown_ends_streams_properly(serve: Serve) -> None:
 
 
 async def test_silence_is_filled_with_comments(serve: Serve) -> None:
-    engine = FakeEngine(step_s=0.3)
-    async with serve(engine, keepalive_s=0.05) as served:
+    engine = FakeEngine()
+    engine.gate.clear()
+    async with serve(engine, keepalive_s=0.02) as served:
         body = {"model": "m", "messages": HI, "stream": True, "max_tokens": 2}
-        text = (await served.http.post("/v1/chat/completions", json=body)).text
-    assert text.count(': pyds4 {"state":"prefill"') >= 2
-    assert text.endswith("data: [DONE]\n\n")
+        lines = []
+        async with served.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+            async for line in stream.aiter_lines():
+                lines.append(line)
+                if sum(line.startswith(": pyds4 {") for line in lines) == 3:
+                    engine.gate.set()
+    assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 async def test_repetition_is_noticed(serve: Serve) -> None:
