@@ -8,11 +8,13 @@ so neither a killed process nor a failing machine leaves a file that looks finis
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
 import os
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -197,13 +199,16 @@ class PartialFile:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take the room now, so that a full disk is noticed at once and not in an hour."""
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV):
-                raise
+    """Take the room now, so that a full disk is noticed at once and not in an hour.
+
+    The system call itself: where a file system lacks it, libc's `posix_fallocate` would write to
+    every block instead.
+    """
+    if size and sys.platform == "linux":
+        reserve = ctypes.CDLL(None, use_errno=True).fallocate
+        reserve.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        if reserve(descriptor, 0, 0, size) and ctypes.get_errno() in _FULL:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     os.ftruncate(descriptor, size)
 
 
