@@ -272,3 +272,17 @@ def test_a_remembered_turn_does_not_hold_its_prompt() -> None:
     del prompt
     gc.collect()
     assert watched() is None
+
+
+async def test_kept_prefixes_are_shown_to_who_has_a_key() -> None:
+    async with serving(FakeEngine(), api_keys=("one",)) as served:
+        for method, path in (
+            ("GET", "/v1/kv"),
+            ("DELETE", "/v1/kv"),
+            ("DELETE", f"/v1/kv/{'0' * 40}"),
+            ("POST", f"/v1/kv/{'0' * 40}"),
+            ("POST", "/v1/kv/warm"),
+        ):
+            assert (await served.http.request(method, path)).status_code == 401, path
+        served.http.headers["authorization"] = "Bearer one"
+        assert (await served.http.get("/v1/kv")).json()["data"] == []
