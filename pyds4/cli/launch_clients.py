@@ -1,7 +1,7 @@
 """What each coding agent needs to hear to use this server.
 
-One function an agent, from the server to a plan. Seen to work: Claude Code 2.1, Codex 0.163,
-opencode 1.18, Pi 0.74.
+One function an agent, from the server to a plan. Run: Claude Code 2.1 and Codex 0.163. Written from
+their documentation: opencode 1.18, Pi 0.74.
 """
 
 from __future__ import annotations

@@ -43,7 +43,10 @@ class Conversation:
             result brings it later.
         thinking: True, False, or None when the client does not say.
         effort: The client's word for how hard to think.
-        response_format: A JSON schema the answer is asked to follow.
+        response_format: A JSON schema the answer must follow.
+        is_format_strict: Refuse a schema with keywords that cannot be enforced.
+        format_param: Where the request has that schema, for messages.
+        strict_tools: Names of tools whose calls must follow their schemas.
         tool_choice: See ``GenerationRequest``.
         callable_names: The tools a forced call may name.
     """
@@ -54,6 +57,9 @@ class Conversation:
     thinking: bool | None = None
     effort: str | None = None
     response_format: Mapping[str, Any] | None = None
+    is_format_strict: bool = False
+    format_param: str = "response_format"
+    strict_tools: frozenset[str] = frozenset()
     tool_choice: Literal["auto", "none", "required"] = "auto"
     callable_names: Sequence[str] = field(default=())
 

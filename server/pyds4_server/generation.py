@@ -39,6 +39,8 @@ from pyds4_server.events import (
     Reasoning,
     TokenLogprob,
 )
+from pyds4_server.form import Form
+from pyds4_server.formats import FREE, Formats, begun_text
 from pyds4_server.repetition import RepetitionGuard
 from pyds4_server.sampling import SamplingOptions, TokenChooser
 from pyds4_server.stop_strings import StopStrings
@@ -69,11 +71,14 @@ class GenerationRequest:
         prompt: Token ids, at least one.
         chat: Parse the answer as a chat turn; False passes the text on as it is.
         thinking: The prompt opened this answer with ``<think>``.
+        scored: The end of the prompt, taken token by token like an answer, so that its
+            log-probabilities are reported; it is not in ``prompt``, but counts in ``max_tokens``.
         prefill: What the prompt already holds of the answer, after that marker.
         buffer_calls: Report a call only once it is whole; for answers that are not streamed.
         tools: The declared tools in OpenAI's form, for the parser.
         tool_choice: ``required`` forces a call of one of ``callable_names``.
         callable_names: Tools that a forced call may name.
+        formats: The forms that its text and its calls must have.
         parallel_calls: False ends the turn after the first call.
         max_tokens: Limit on generated tokens.
         thinking_tokens: Limit on reasoning tokens; then ``</think>`` is forced.
@@ -90,11 +95,13 @@ class GenerationRequest:
     max_tokens: int
     chat: bool = True
     thinking: bool = False
+    scored: Sequence[int] = ()
     prefill: str = ""
     buffer_calls: bool = False
     tools: Sequence[dict[str, Any]] = ()
     tool_choice: ToolChoice = "auto"
     callable_names: Sequence[str] = ()
+    formats: Formats = FREE
     parallel_calls: bool = True
     thinking_tokens: int | None = None
     stop: Sequence[str] = ()
@@ -181,6 +188,9 @@ class Generation:
         self._opening: OneOf | None = None
         if request.tool_choice == "required" and not self._is_thinking:
             self._opening = self._openings()
+        if request.scored:
+            self._opening = OneOf([request.scored])
+        self._form = self._required_form()
         self._always_banned: frozenset[int] = frozenset()
         if request.chat and request.tool_choice == "none" and special.dsml is not None:
             self._always_banned = frozenset({special.dsml})
@@ -194,6 +204,7 @@ class Generation:
             self._chooser.needs_logits
             or self._always_banned
             or self._forced() is not None
+            or self._binding_form() is not None
             or self._banned()
         )
 
@@ -204,8 +215,13 @@ class Generation:
 
     def choose(self, logits: Logits) -> int:
         """Choose the next token; ``accept`` it next."""
+        forced, form = self._forced(), self._binding_form()
         token, logprob = self._chooser.choose(
-            logits, banned=self._banned(), allowed=self._forced(), greedy=self.wants_greedy
+            logits,
+            banned=self._banned(),
+            allowed=forced,
+            mask=form.mask() if form is not None and forced is None else None,
+            greedy=self.wants_greedy,
         )
         if logprob is not None:
             self._logprobs.append(logprob)
@@ -223,14 +239,38 @@ class Generation:
         must_call = self.request.tool_choice == "required" and not self._ids
         return self._always_banned | self._special.stops if must_call else self._always_banned
 
-    def _openings(self) -> OneOf:
+    def _required_form(self) -> Form | None:
+        """The form that the request demands. A call that must come leaves no place for a text."""
+        request = self.request
+        text, calls = request.formats
+        if request.tool_choice == "required":
+            text = None
+        if text is None and calls is None:
+            return None
+        begun = begun_text(request.thinking, request.prefill)
+        may_call = bool(request.tools) and request.tool_choice == "auto"
+        names = [tool["function"]["name"] for tool in request.tools]
+        return Form(
+            Formats(text, calls),
+            self._tokenizer.encode(begun, special=False) if begun else (),
+            (lambda: self._openings(names)) if may_call else None,
+            self._special.dsml,
+        )
+
+    def _binding_form(self) -> Form | None:
+        """The form that the next token must keep."""
+        if self._form is None or self._is_thinking or not self._form.is_binding:
+            return None
+        return self._form
+
+    def _openings(self, names: Sequence[str] | None = None) -> OneOf:
         """The token sequences that open a call, one for each tool that may be called."""
         encode = self._tokenizer.encode
         return OneOf(
             [
                 encode(f'\n\n<{markers.DSML}tool_calls>\n<{markers.DSML}invoke name="')
                 + encode(f'{name}">\n', special=False)
-                for name in self.request.callable_names
+                for name in (self.request.callable_names if names is None else names)
             ]
         )
 
@@ -244,17 +284,24 @@ class Generation:
             self._opening.advance(token)
             if self._opening.is_complete:
                 self._opening = None
+        if len(self.tokens) <= len(self.request.scored):
+            return self._score(token)
         if token in self._special.stops:
             return self._finish("stop", is_whole=token == self._tokenizer.eos_id)
         events: list[Event] = []
         was_thinking = self._is_thinking
         if was_thinking:
             self.reasoning_tokens += 1
+        elif self._form is not None:
+            self._opening = self._form.take(token) or self._opening
         self._text(self._decoded(token), events)
         if was_thinking and self._parser is not None and not self._parser.in_reasoning:
             self._is_thinking = False
             if self.request.tool_choice == "required" and not self._parser.in_tool_call:
                 self._opening = self._openings()
+            if self._form is not None:
+                begun = "".join(event.text for event in events if isinstance(event, Content))
+                self._form.begin_with(self._tokenizer.encode(begun, special=False))
         if self._stops.matched is not None:
             self.stop_sequence = self._stops.matched
             return events + self._finish("stop_sequence")
@@ -264,6 +311,16 @@ class Generation:
             return events + self._finish("length")
         if self._guard is not None and self._guard.repeats(self.tokens):
             return events + self._finish("repetition")
+        return events
+
+    def _score(self, token: int) -> list[Event]:
+        """A token of the prompt: shown as it is, and nothing in it ends the answer."""
+        text = self._decoder.feed(token)
+        events: list[Event] = []
+        if text:
+            self._emit(text, events)
+        if len(self.tokens) >= self.request.max_tokens:
+            events += self._finish("length")
         return events
 
     def end(self, reason: FinishReason) -> list[Event]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyds4 import Sampler
 from pyds4_server.engine_api import Logits
@@ -108,6 +109,7 @@ class TokenChooser:
         *,
         banned: Collection[int] = (),
         allowed: Collection[int] | None = None,
+        mask: NDArray[np.bool_] | None = None,
         greedy: bool = False,
     ) -> Chosen:
         """Choose the next token.
@@ -116,6 +118,7 @@ class TokenChooser:
             logits: float32 (vocab_size,), not changed.
             banned: Tokens that must not come.
             allowed: When given, the only tokens that may come.
+            mask: When given, (tokens,): what it leaves out or does not reach must not come.
             greedy: Take the best one whatever the temperature.
         """
         if allowed is not None and len(allowed) == 1:
@@ -127,6 +130,10 @@ class TokenChooser:
             masked = np.full_like(adjusted, -np.inf)
             masked[keep] = adjusted[keep]
             adjusted = masked
+        if mask is not None:
+            adjusted = np.array(adjusted, np.float32)
+            adjusted[: len(mask)][~mask[: len(adjusted)]] = -np.inf
+            adjusted[len(mask) :] = -np.inf
         if greedy or self._options.is_greedy:
             token = int(np.argmax(adjusted))
         else:

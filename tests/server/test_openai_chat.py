@@ -310,3 +310,15 @@ async def test_answer_ends_where_the_context_does(serve: Serve) -> None:
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.total_tokens == 64
+
+
+async def test_content_is_null_until_it_comes_where_calls_may_come_instead(serve: Serve) -> None:
+    tool: Any = {"type": "function", "function": {"name": "go"}}
+    async with serve(FakeEngine(["Hello!"])) as served:
+        for tools, first in ((None, ""), ([tool], None)):
+            body = {"model": "m", "messages": HI, "stream": True, "tools": tools}
+            reply = await served.http.post("/v1/chat/completions", json=body)
+            lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
+            deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
+            assert deltas[0] == {"role": "assistant", "content": first}
+            assert "".join(delta.get("content") or "" for delta in deltas) == "Hello!"

@@ -58,6 +58,7 @@ def conversation(request: p.CountRequest) -> Conversation:
     tools, deferred = _tools(request.tools or ())
     choice, callable_names = _tool_choice(request.tool_choice, tools)
     config = request.output_config
+    schema, format_param = _response_format(request)
     schemas = {tool["function"]["name"]: tool["function"] for tool in tools}
     messages = _system(request.system)
     for index, message in enumerate(request.messages):
@@ -68,10 +69,24 @@ def conversation(request: p.CountRequest) -> Conversation:
         deferred=deferred,
         thinking=None if request.thinking is None else request.thinking.type != "disabled",
         effort=config.effort if config else None,
-        response_format=config.format.schema_ if config and config.format else None,
+        response_format=schema,
+        is_format_strict=True,
+        format_param=format_param,
+        strict_tools=frozenset(tool.name for tool in request.tools or () if tool.strict),
         tool_choice=choice,
         callable_names=callable_names,
     )
+
+
+def _response_format(request: p.CountRequest) -> tuple[dict[str, Any] | None, str]:
+    """The schema of the answer, and where it stands."""
+    config = request.output_config
+    sent, param = config.format if config else None, "output_config.format.schema"
+    if sent is None:
+        sent, param = request.output_format, "output_format.schema"
+    if sent is not None and sent.schema_ is None:
+        raise InvalidRequestError(f"{param}: Field required", param=param)
+    return (sent.schema_ if sent else None), param
 
 
 def _system(system: p.Content | None) -> list[Turn]:

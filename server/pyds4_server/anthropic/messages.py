@@ -12,6 +12,7 @@ from pyds4_server.anthropic import protocol as p
 from pyds4_server.anthropic.stream import MessageStream
 from pyds4_server.collect import Collector
 from pyds4_server.conversation import Conversation
+from pyds4_server.formats import Formats, formats_of
 from pyds4_server.generation import GenerationRequest
 from pyds4_server.http import json_reply, parse_body, reply_when_done, service_of
 from pyds4_server.sampling import SamplingOptions
@@ -28,7 +29,8 @@ async def messages(request: Request) -> HTTPResponse | None:
     service.check_model(sent.model)
     conversation = convert.conversation(sent)
     prepared = await service.prepare(conversation)
-    generation = _generation(request, sent, conversation, prepared, service)
+    formats = await formats_of(conversation, prepared.rendered, service.tokenizer)
+    generation = _generation(request, sent, conversation, prepared, formats, service)
     subscription = service.scheduler.submit(generation)
     identity = f"msg_{secrets.token_hex(12)}"
     if sent.stream:
@@ -67,6 +69,7 @@ def _generation(
     sent: p.MessagesRequest,
     conversation: Conversation,
     prepared: Prepared,
+    formats: Formats,
     service: Service,
 ) -> GenerationRequest:
     options = SamplingOptions(
@@ -84,6 +87,7 @@ def _generation(
         tools=conversation.tools,
         tool_choice=conversation.tool_choice,
         callable_names=conversation.callable_names,
+        formats=formats,
         parallel_calls=not (choice and choice.disable_parallel_tool_use),
         thinking_tokens=sent.thinking.budget_tokens if sent.thinking else None,
         stop=tuple(stop for stop in sent.stop_sequences or () if stop),

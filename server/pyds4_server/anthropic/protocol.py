@@ -54,6 +54,7 @@ class Tool(Request):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     defer_loading: bool | None = None
+    strict: bool | None = None
 
 
 class ToolChoice(Request):
@@ -68,7 +69,9 @@ class Thinking(Request):
 
 
 class OutputFormat(Request):
-    type: str
+    """``output_format`` is the name it had in a beta; ``output_config.format`` is today's."""
+
+    type: Literal["json_schema"]
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
@@ -87,6 +90,7 @@ class CountRequest(Request):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
 
 
 class MessagesRequest(CountRequest):

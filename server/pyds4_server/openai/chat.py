@@ -11,6 +11,7 @@ from pyds4_server import sse
 from pyds4_server.collect import Answer, Collector
 from pyds4_server.conversation import Conversation
 from pyds4_server.errors import InvalidRequestError
+from pyds4_server.formats import Formats, formats_of
 from pyds4_server.generation import GenerationRequest
 from pyds4_server.http import parse_body, reply_when_done, service_of
 from pyds4_server.openai import convert
@@ -29,7 +30,8 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     service.check_model(sent.model)
     conversation = convert.conversation(sent)
     prepared = await service.prepare(conversation)
-    generation = _generation(request, sent, conversation, prepared, service)
+    formats = await formats_of(conversation, prepared.rendered, service.tokenizer)
+    generation = _generation(request, sent, conversation, prepared, formats, service)
     subscription = service.scheduler.submit(generation)
     head = (f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), sent.model)
     if not sent.stream:
@@ -45,6 +47,7 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
         include_usage=bool(sent.stream_options and sent.stream_options.include_usage),
         tokenizer=service.tokenizer if sent.logprobs else None,
         legacy=_is_legacy(sent),
+        may_call=bool(conversation.tools) and conversation.tool_choice != "none",
     )
     await sse.stream(request, subscription, encoder, keepalive_s=service.settings.keepalive_s)
     return None
@@ -59,6 +62,7 @@ def _generation(
     sent: p.ChatRequest,
     conversation: Conversation,
     prepared: Prepared,
+    formats: Formats,
     service: Service,
 ) -> GenerationRequest:
     n = sent.n or 1
@@ -79,6 +83,7 @@ def _generation(
         tools=conversation.tools,
         tool_choice=conversation.tool_choice,
         callable_names=conversation.callable_names,
+        formats=formats,
         parallel_calls=sent.parallel_tool_calls is not False and not _is_legacy(sent),
         thinking_tokens=convert.thinking_budget(sent),
         stop=convert.stop_strings(sent),

@@ -32,6 +32,7 @@ class ChatStream:
         include_usage: End with a chunk of token counts.
         tokenizer: For log-probabilities; None when none were asked for.
         legacy: The client declared ``functions``.
+        may_call: The answer may be calls only, whose content is null.
     """
 
     def __init__(
@@ -42,20 +43,21 @@ class ChatStream:
         include_usage: bool,
         tokenizer: Tokenizer | None,
         legacy: bool,
+        may_call: bool,
     ) -> None:
         self._id, self._created, self._model = head
         self._n = n
         self._include_usage = include_usage
         self._tokenizer = tokenizer
         self._legacy = legacy
+        self._first_content = None if may_call else ""
         self._usages: list[Usage] = []
         self.is_complete = False
 
     def begin(self, progress: Prefilled | None) -> bytes:
         """The role of every choice, at once: it is the first sign of life."""
-        return b"".join(
-            self._chunk(choice, p.Delta(role="assistant", content="")) for choice in range(self._n)
-        )
+        delta = p.Delta(role="assistant", content=self._first_content)
+        return b"".join(self._chunk(choice, delta) for choice in range(self._n))
 
     def encode(self, updates: Sequence[Update]) -> bytes:
         """Chunks, and at the end ``[DONE]``."""

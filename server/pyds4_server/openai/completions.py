@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sanic import Blueprint, HTTPResponse, Request
 
@@ -46,30 +47,38 @@ async def completions(request: Request) -> HTTPResponse | None:
         raise InvalidRequestError("suffix is not supported by this model", param="suffix")
     if sent.best_of is not None and sent.best_of != (sent.n or 1):
         raise InvalidRequestError("best_of is not supported beyond n", param="best_of")
-    prompts = await asyncio.to_thread(_prompts, sent, service)
+    prompts = [
+        _prompt(sent, ids, has_bos, service)
+        for ids, has_bos in await asyncio.to_thread(_prompts, sent, service)
+    ]
     generations = [_generation(sent, prompt, service) for prompt in prompts]
     head = (f"cmpl-{secrets.token_hex(12)}", int(time.time()), sent.model)
     if sent.stream:
         if len(generations) > 1:
             raise InvalidRequestError("a stream continues one prompt", param="prompt")
         subscription = service.scheduler.submit(generations[0])
-        encoder = CompletionStream(
-            head, sent, service.tokenizer, _echoed(sent, prompts[0], service)
-        )
+        encoder = CompletionStream(head, sent, service.tokenizer, prompts[0])
         await sse.stream(request, subscription, encoder, keepalive_s=service.settings.keepalive_s)
         return None
     subscriptions = _submitted(generations, service)
 
     def build(collected: list[Collector]) -> p.Completion:
-        echoed = [_echoed(sent, prompt, service) for prompt in prompts]
         choices = [
-            _choice(sent, answer.content, answer.logprobs, service.tokenizer, text, answer.finish)
-            for text, collector in zip(echoed, collected, strict=True)
+            p.CompletionChoice(
+                index=0,
+                text=prompt.shown + answer.content,
+                logprobs=prompt.logprobs(answer.logprobs, service.tokenizer),
+                finish_reason=convert.finish_reason(answer.finish.reason),
+            )
+            for prompt, collector in zip(prompts, collected, strict=True)
             for answer in collector.answers
         ]
         for index, choice in enumerate(choices):
             choice.index = index
-        usages = [collector.usage() for collector in collected]
+        usages = [
+            prompt.usage(collector.usage(), len(collector.answers))
+            for prompt, collector in zip(prompts, collected, strict=True)
+        ]
         total = Counted(
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
             cached_tokens=sum(usage.cached_tokens for usage in usages),
@@ -94,8 +103,63 @@ def _submitted(generations: Sequence[GenerationRequest], service: Service) -> li
     return subscriptions
 
 
-def _prompts(sent: p.CompletionRequest, service: Service) -> list[list[int]]:
-    """The prompts as ids. Text gets BOS and is read literally, markers included.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, and what of it is sent back.
+
+    Attributes:
+        ids: All of it.
+        scored: The end of it that is taken like an answer, for its log-probabilities; or nothing.
+        shown: What the answer's text begins with, besides what was scored.
+        wants_logprobs: Whether log-probabilities are sent.
+        unscored: The token in front of the scored ones, if it is shown.
+    """
+
+    ids: list[int]
+    scored: list[int]
+    shown: str
+    wants_logprobs: bool
+    unscored: int | None
+
+    def usage(self, counted: Counted, n: int) -> Counted:
+        """The token counts of ``n`` answers: what was scored is prompt."""
+        return replace(
+            counted,
+            prompt_tokens=len(self.ids),
+            completion_tokens=counted.completion_tokens - n * len(self.scored),
+        )
+
+    def logprobs(
+        self, tokens: Sequence[TokenLogprob], tokenizer: Tokenizer
+    ) -> p.CompletionLogprobs | None:
+        """Those of a whole answer."""
+        if not self.wants_logprobs:
+            return None
+        told = _logprobs(tokens, tokenizer, len(self.shown))
+        if self.unscored is not None:
+            told.tokens.insert(0, self.shown)
+            told.token_logprobs.insert(0, None)
+            told.top_logprobs.insert(0, None)
+            told.text_offset.insert(0, 0)
+        return told
+
+
+def _prompt(sent: p.CompletionRequest, ids: list[int], has_bos: bool, service: Service) -> Prompt:
+    """A prompt as the request wants it handled; ``has_bos`` if BOS is ours and not the client's."""
+    wants_logprobs = sent.logprobs is not None
+    is_scored = bool(sent.echo) and wants_logprobs and len(ids) > 1
+    shown = ids[has_bos:] if sent.echo and not is_scored else ids[has_bos:1] if is_scored else []
+    return Prompt(
+        ids,
+        ids[1:] if is_scored else [],
+        service.tokenizer.decode(shown),
+        wants_logprobs,
+        ids[0] if is_scored and not has_bos else None,
+    )
+
+
+def _prompts(sent: p.CompletionRequest, service: Service) -> list[tuple[list[int], bool]]:
+    """The prompts as ids, and whether BOS was added. Text is read literally, markers included.
 
     Raises:
         InvalidRequestError: no prompt, an empty one, or an id outside the vocabulary.
@@ -111,58 +175,41 @@ def _prompts(sent: p.CompletionRequest, service: Service) -> list[list[int]]:
     if not 1 <= len(several) <= 64:
         raise InvalidRequestError("prompt: from 1 to 64 prompts", param="prompt")
     bos = service.tokenizer.bos_id
-    prompts: list[list[int]] = []
+    prompts: list[tuple[list[int], bool]] = []
     for one in several:
         if isinstance(one, str):
             ids = service.tokenizer.encode(one)
-            prompts.append(ids if bos is None or ids[:1] == [bos] else [bos, *ids])
+            has_bos = bos is not None and ids[:1] != [bos]
+            prompts.append(([bos, *ids] if bos is not None and has_bos else ids, has_bos))
         else:
-            prompts.append(service.checked_ids(one, "prompt"))
-    if not all(prompts):
+            prompts.append((service.checked_ids(one, "prompt"), False))
+    if not all(ids for ids, _ in prompts):
         raise InvalidRequestError("prompt: a prompt is empty", param="prompt")
     return prompts
 
 
-def _generation(
-    sent: p.CompletionRequest, prompt: list[int], service: Service
-) -> GenerationRequest:
+def _generation(sent: p.CompletionRequest, prompt: Prompt, service: Service) -> GenerationRequest:
     n = sent.n or 1
     if n > service.settings.max_active:
         raise InvalidRequestError(f"n is at most {service.settings.max_active}", param="n")
-    if sent.max_tokens == 0:
-        raise InvalidRequestError("max_tokens must be at least 1", param="max_tokens")
+    if sent.max_tokens == 0 and not prompt.scored:
+        raise InvalidRequestError(
+            "max_tokens must be at least 1, but for a prompt of several tokens with echo and "
+            "logprobs",
+            param="max_tokens",
+        )
+    wanted = DEFAULT_MAX_TOKENS if sent.max_tokens is None else sent.max_tokens
+    # Without an answer the last token of the prompt needs no place.
+    room = service.token_budget(len(prompt.ids) - (not wanted), wanted or 1)
     return GenerationRequest(
-        prompt=prompt,
-        max_tokens=service.token_budget(len(prompt), sent.max_tokens or DEFAULT_MAX_TOKENS),
+        prompt=prompt.ids[: len(prompt.ids) - len(prompt.scored)],
+        scored=prompt.scored,
+        max_tokens=len(prompt.scored) + (room if wanted else 0),
         chat=False,
         stop=convert.stop_strings(sent),
         sampling=convert.sampling(sent, service.engine.config.vocab_size),
         top_logprobs=sent.logprobs,
         n=n,
-    )
-
-
-def _echoed(sent: p.CompletionRequest, prompt: list[int], service: Service) -> str:
-    """The prompt's text, if the request wants it back."""
-    if not sent.echo:
-        return ""
-    bos = service.tokenizer.bos_id
-    return service.tokenizer.decode(prompt[1:] if prompt[0] == bos else prompt)
-
-
-def _choice(
-    sent: p.CompletionRequest,
-    text: str,
-    logprobs: Sequence[TokenLogprob],
-    tokenizer: Tokenizer,
-    echoed: str,
-    finished: Finished | None,
-) -> p.CompletionChoice:
-    return p.CompletionChoice(
-        index=0,
-        text=echoed + text,
-        logprobs=None if sent.logprobs is None else _logprobs(logprobs, tokenizer, len(echoed)),
-        finish_reason=None if finished is None else convert.finish_reason(finished.reason),
     )
 
 
@@ -199,21 +246,24 @@ class CompletionStream:
         head: tuple[str, int, str],
         sent: p.CompletionRequest,
         tokenizer: Tokenizer,
-        echoed: str,
+        prompt: Prompt,
     ) -> None:
         self._head = head
         self._sent = sent
         self._tokenizer = tokenizer
-        self._echoed = echoed
+        self._prompt = prompt
+        self._offsets = [len(prompt.shown)] * (sent.n or 1)
         self._usages: list[Counted] = []
         self.is_complete = False
 
     def begin(self, progress: Prefilled | None) -> bytes:
         """The prompt, where it is wanted back."""
-        if not self._echoed:
+        prompt = self._prompt
+        if not prompt.shown:
             return b""
+        logprobs = prompt.logprobs((), self._tokenizer)
         return b"".join(
-            self._chunk(choice, self._echoed, (), None) for choice in range(self._sent.n or 1)
+            self._chunk(choice, prompt.shown, logprobs, None) for choice in range(self._sent.n or 1)
         )
 
     def encode(self, updates: Sequence[Update]) -> bytes:
@@ -226,16 +276,17 @@ class CompletionStream:
 
     def _event(self, choice: int, event: Event) -> bytes:
         if isinstance(event, Content):
-            return self._chunk(choice, event.text, event.logprobs, None)
+            return self._chunk(choice, event.text, self._next(choice, event.logprobs), None)
         if isinstance(event, Finished):
             self._usages.append(event.usage)
-            sent = self._chunk(choice, "", (), event)
+            sent = self._chunk(choice, "", self._next(choice, ()), event)
             if len(self._usages) < (self._sent.n or 1):
                 return sent
             self.is_complete = True
             options = self._sent.stream_options
             if options is not None and options.include_usage:
-                usage = _frame(self._head, [], convert.usage(add_usage(self._usages)))
+                counted = self._prompt.usage(add_usage(self._usages), len(self._usages))
+                usage = _frame(self._head, [], convert.usage(counted))
                 sent += sse.data(usage.model_dump_json(exclude_unset=True))
             return sent + sse.data("[DONE]")
         if isinstance(event, Failed):
@@ -244,13 +295,21 @@ class CompletionStream:
             return sse.data(body.model_dump_json()) + sse.data("[DONE]")
         return b""
 
+    def _next(self, choice: int, tokens: Sequence[TokenLogprob]) -> p.CompletionLogprobs | None:
+        """The log-probabilities of the next piece of a choice."""
+        if not self._prompt.wants_logprobs:
+            return None
+        told = _logprobs(tokens, self._tokenizer, self._offsets[choice])
+        self._offsets[choice] += sum(map(len, told.tokens))
+        return told
+
     def _chunk(
         self,
         choice: int,
         text: str,
-        logprobs: Sequence[TokenLogprob],
+        logprobs: p.CompletionLogprobs | None,
         finished: Finished | None,
     ) -> bytes:
-        one = _choice(self._sent, text, logprobs, self._tokenizer, "", finished)
-        one.index = choice
+        reason = None if finished is None else convert.finish_reason(finished.reason)
+        one = p.CompletionChoice(index=choice, text=text, logprobs=logprobs, finish_reason=reason)
         return sse.data(_frame(self._head, [one]).model_dump_json(exclude_unset=True))

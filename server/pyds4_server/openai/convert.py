@@ -40,6 +40,11 @@ def conversation(request: p.ChatRequest) -> Conversation:
         thinking=thinking,
         effort=effort,
         response_format=_response_format(request.response_format),
+        is_format_strict=_is_strict(request.response_format),
+        format_param="response_format.json_schema.schema",
+        strict_tools=frozenset(
+            tool["function"]["name"] for tool in tools if tool["function"].get("strict") is True
+        ),
         tool_choice=choice,
         callable_names=callable_names,
     )
@@ -195,12 +200,14 @@ def _response_format(sent: p.ResponseFormat | None) -> dict[str, Any] | None:
         return None
     if sent.type == "json_object":
         return {"type": "object"}
-    schema = (sent.json_schema or {}).get("schema")
-    if not isinstance(schema, dict):
-        raise InvalidRequestError(
-            "response_format.json_schema.schema is missing", param="response_format"
-        )
-    return schema
+    if sent.json_schema is None or sent.json_schema.schema_ is None:
+        param = "response_format.json_schema.schema"
+        raise InvalidRequestError(f"{param} is missing", param=param)
+    return sent.json_schema.schema_
+
+
+def _is_strict(sent: p.ResponseFormat | None) -> bool:
+    return bool(sent and sent.json_schema and sent.json_schema.strict)
 
 
 def sampling(request: p.SamplingFields, vocab_size: int) -> SamplingOptions:

@@ -25,7 +25,7 @@ _CAPABILITIES: dict[str, Any] = {
     "image_input": _NO,
     "pdf_input": _NO,
     "server_tools": _NO | {"code_execution": _NO, "web_search": _NO},
-    "structured_outputs": _NO,
+    "structured_outputs": _YES,
     "thinking": _YES
     | {"types": dict.fromkeys(("adaptive", "between_tools", "disabled", "enabled"), _YES)},
     "tools": _YES,

@@ -93,9 +93,18 @@ class ChatTemplateKwargs(Request):
     enable_thinking: bool | None = None
 
 
+class JSONSchema(Request):
+    """``schema`` stays as it was sent: the order of its properties is that of the answer."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Request):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JSONSchema | None = None
 
 
 LogitBias = dict[str, Annotated[float, Field(ge=-100, le=100)]]

@@ -53,6 +53,9 @@ def conversation(
         thinking=None if effort is None else effort != "none",
         effort=None if effort == "none" else effort,
         response_format=_response_format(request.text),
+        is_format_strict=bool(request.text and request.text.format and request.text.format.strict),
+        format_param="text.format.schema",
+        strict_tools=tool_names.strict,
         tool_choice=choice,
         callable_names=callable_names,
     )

@@ -11,6 +11,7 @@ from pyds4_server import sse
 from pyds4_server.collect import Collector
 from pyds4_server.conversation import Conversation
 from pyds4_server.errors import InvalidRequestError
+from pyds4_server.formats import Formats, formats_of
 from pyds4_server.generation import GenerationRequest
 from pyds4_server.http import json_reply, parse_body, reply_when_done, service_of
 from pyds4_server.openai import convert as openai
@@ -37,8 +38,9 @@ async def responses(request: Request) -> HTTPResponse | None:
     store = _store(request)
     items, names, conversation = _conversation(sent, store)
     prepared = await service.prepare(conversation)
+    formats = await formats_of(conversation, prepared.rendered, service.tokenizer)
     subscription = service.scheduler.submit(
-        _generation(request, sent, conversation, prepared, service)
+        _generation(request, sent, conversation, prepared, formats, service)
     )
     builder = ResponseBuilder(sent, json.loads(request.body).get("tools") or (), names)
 
@@ -138,6 +140,7 @@ def _generation(
     sent: p.ResponsesRequest,
     conversation: Conversation,
     prepared: Prepared,
+    formats: Formats,
     service: Service,
 ) -> GenerationRequest:
     options = SamplingOptions(
@@ -153,6 +156,7 @@ def _generation(
         tools=conversation.tools,
         tool_choice=conversation.tool_choice,
         callable_names=conversation.callable_names,
+        formats=formats,
         parallel_calls=sent.parallel_tool_calls is not False,
         sampling=options,
         top_logprobs=(sent.top_logprobs or 0) if _wants_logprobs(sent) else None,

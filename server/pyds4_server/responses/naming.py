@@ -40,10 +40,12 @@ class ToolNames:
     Attributes:
         tools: In OpenAI's chat form, for prompt and parser.
         by_flat_name: What each of them is to the client.
+        strict: The names the model sees of those whose calls must follow their schemas.
     """
 
     tools: list[dict[str, Any]] = field(default_factory=list)
     by_flat_name: dict[str, Declared] = field(default_factory=dict)
+    strict: frozenset[str] = frozenset()
 
     def declared(self, flat: str) -> Declared:
         """What a called name means; a name nobody declared is passed on as it is."""
@@ -65,6 +67,7 @@ def collect(sent: Sequence[p.Tool]) -> ToolNames:
     """
     functions: list[dict[str, Any]] = []
     by_flat_name: dict[str, Declared] = {}
+    strict: set[str] = set()
     for tool, namespace in _flattened(sent):
         if not tool.name:
             raise InvalidRequestError("tools: a tool has no name", param="tools")
@@ -78,7 +81,9 @@ def collect(sent: Sequence[p.Tool]) -> ToolNames:
         )
         functions.append(function)
         by_flat_name[flat] = Declared(tool.name, namespace, is_custom)
-    return ToolNames(declared_tools.declared(functions, "tools"), by_flat_name)
+        if tool.strict:
+            strict.add(flat)
+    return ToolNames(declared_tools.declared(functions, "tools"), by_flat_name, frozenset(strict))
 
 
 def _flattened(sent: Iterable[p.Tool]) -> Iterable[tuple[p.Tool, str | None]]:

@@ -56,6 +56,7 @@ class Tool(Request):
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
     tools: list[Tool] | None = None
 
 
@@ -75,7 +76,9 @@ class Reasoning(Request):
 
 class TextFormat(Request):
     type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
 
 
 class TextConfig(Request):
