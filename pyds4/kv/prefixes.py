@@ -46,7 +46,8 @@ class Resume:
             around: Tokens shown before and behind the first difference.
         """
         if self.reused >= len(prompt) - 1:
-            return f"hit: all of {len(prompt)} tokens ({self.source})"
+            all_of = "all of" if self.reused >= len(prompt) else "all but the last of"
+            return f"hit: {all_of} {len(prompt)} tokens ({self.source})"
 
         def show(ids: Sequence[int]) -> str:
             return repr(decode(ids)) if decode is not None else str(list(ids))
@@ -58,10 +59,13 @@ class Resume:
             return f"partial: {kept}; all is known, but no place behind {self.reused} was kept"
         before = show(prompt[max(0, self.known - around) : self.known])
         found = show(prompt[self.known : self.known + around])
-        instead = "" if self.expected is None else f" instead of {show([self.expected])}"
         gap = ""
         if self.known - self.reused > 0:
             gap = f"; no place between {self.reused} and there was kept"
+        if self.expected is None:
+            # What is known ends here, as it does whenever a conversation goes on.
+            return f"partial: {kept}; known up to {self.known}: after {before} comes {found}{gap}"
+        instead = f" instead of {show([self.expected])}"
         return (
             f"partial: {kept}; differs at {self.known}: after {before} comes {found}{instead}{gap}"
         )

@@ -153,7 +153,18 @@ def test_a_hit_says_so(model: Engine) -> None:
     with model.session() as session:
         session.prefill(LONG[:300])
         session.prefill(LONG[:301])
-        assert session.resume.reason(LONG[:301]).startswith("hit")
+        assert session.resume.reason(LONG[:301]).startswith("hit: all but the last of 301")
+
+
+def test_a_conversation_that_goes_on_differs_nowhere(model: Engine) -> None:
+    with model.session() as session:
+        session.prefill(LONG[:300])
+        session.prefill(LONG[:340])
+        found = session.resume
+        assert (found.reused, found.known, found.expected) == (300, 300, None)
+        reason = found.reason(LONG[:340])
+        assert "known up to 300" in reason
+        assert "differs" not in reason
 
 
 def test_a_miss_names_the_first_difference_and_the_text_around_it(model: Engine) -> None:
