@@ -12,7 +12,11 @@ from gpu_emulator import library
 from numpy.typing import NDArray
 
 import pyds4
-from models import F32, TINY, random_tokens, synthetic_path
+from models import F32, random_tokens, synthetic_path
+from pyds4.synth import dimensions
+
+# A layer of each ratio: emulating more takes long.
+MODEL = dimensions("tiny", hidden=64, inter=64, index_heads=2, ratios=(4, 128), hash_layers=1)
 
 PREFIX = random_tokens(132, seed=5)
 REST = random_tokens(9, seed=6)
@@ -42,7 +46,7 @@ def test_a_prefix_of_one_backend_is_continued_by_the_other(
     monkeypatch.setenv("PYDS4_EMULATOR", str(library()))
     monkeypatch.setenv("PYDS4_GPU_EXACT", "1")
     reader = "emulated" if writer == "cpu" else "cpu"
-    path = synthetic_path(TINY, F32)
+    path = synthetic_path(MODEL, F32)
     assert _go_on(path, tmp_path, writer, PREFIX)[0] == 0
     found, logits = _go_on(path, tmp_path, reader, PREFIX + REST)
     assert found == len(PREFIX)
