@@ -7,11 +7,11 @@
  * only, so the bits do not depend on chunking.
  *
  * Rows are decoded to f32 in the cache: window rows once for all tokens of a chunk, compressed rows a
- * tile at a time for all heads of a task. */
+ * tile at a time for all heads of a task, or once where a single token's heads are spread over tasks. */
 #include "ckernels.h"
 #include "kv_rows.h"
 
-enum { TILE = 16, HEADS_A_STEP = 4 };
+enum { TILE = 16, HEADS_A_STEP = 4, ROWS_A_TASK = 16, MOST_SHARED_ROWS = 2048 };
 
 #define CK_BODY "attention_body.h"
 #include "vector_isa.h"
@@ -19,8 +19,10 @@ enum { TILE = 16, HEADS_A_STEP = 4 };
 typedef struct {
     const ck_attention *a;
     ck_pool *pool;
-    const float *window_rows; /* decoded: positions first … position + n - 1 */
-    int64_t first;
+    float *window_rows; /* decoded: positions first … position + n - 1 */
+    int64_t first, window_count;
+    float *shared_rows; /* decoded: the compressed rows of a single token, or NULL */
+    int64_t shared_count;
     int64_t head_groups, heads_a_group;
 } attention_args;
 
@@ -28,15 +30,37 @@ static int64_t window_start(const ck_attention *a, int64_t position) {
     return position + 1 > a->window ? position + 1 - a->window : 0;
 }
 
-static void decode_window_task(void *context, int64_t task, int thread) {
+/* Row `place` of the compressed ones that a token attends to. */
+static const uint8_t *compressed_row(const ck_attention *a, int64_t token, int64_t place) {
+    return kv_paged_row(&a->rows, a->selected ? a->selected[token * a->top + place] : place);
+}
+
+/* Decodes rows of the window, then shared ones. */
+static void decode_task(void *context, int64_t task, int thread) {
     (void)thread;
     const attention_args *args = context;
     const ck_attention *a = args->a;
-    int64_t position = args->first + task;
-    const uint8_t *row = position < a->position
-                             ? a->ring + (size_t)(position % a->window) * a->window_row_bytes
-                             : a->chunk + (size_t)(position - a->position) * a->window_row_bytes;
-    kv_row_decode(a->window_format, row, a->dim, a->rope, (float *)args->window_rows + task * a->dim);
+    int64_t all = args->window_count + args->shared_count;
+    for (int64_t i = task * ROWS_A_TASK; i < all && i < (task + 1) * ROWS_A_TASK; i++) {
+        int64_t position = args->first + i, place = i - args->window_count;
+        if (place >= 0) {
+            kv_row_decode(a->rows.format, compressed_row(a, 0, place), a->dim, a->rope,
+                          args->shared_rows + place * a->dim);
+            continue;
+        }
+        const uint8_t *row = position < a->position
+                                 ? a->ring + (size_t)(position % a->window) * a->window_row_bytes
+                                 : a->chunk + (size_t)(position - a->position) * a->window_row_bytes;
+        kv_row_decode(a->window_format, row, a->dim, a->rope, args->window_rows + i * a->dim);
+    }
+}
+
+/* Fetches a tile's rows while the one before is computed: they lie anywhere, and each is read once. */
+static void prefetch_rows(const ck_attention *a, int64_t token, int64_t first, int64_t last) {
+    for (int64_t place = first; place < last; place++) {
+        const uint8_t *bytes = compressed_row(a, token, place);
+        for (size_t at = 0; at < a->rows.row_bytes; at += 64) __builtin_prefetch(bytes + at);
+    }
 }
 
 static void attend_task(void *context, int64_t task, int thread) {
@@ -67,10 +91,15 @@ static void attend_task(void *context, int64_t task, int thread) {
                 continue;
             }
             place -= in_window;
-            int64_t row = a->selected ? a->selected[t * a->top + place] : place;
-            kv_row_decode(a->rows.format, kv_paged_row(&a->rows, row), a->dim, a->rope, tile + i * a->dim);
+            if (args->shared_rows) {
+                rows[i] = args->shared_rows + place * a->dim;
+                continue;
+            }
+            kv_row_decode(a->rows.format, compressed_row(a, t, place), a->dim, a->rope, tile + i * a->dim);
             rows[i] = tile + i * a->dim;
         }
+        int64_t next = at + TILE - in_window, end = next + TILE < compressed ? next + TILE : compressed;
+        if (!args->shared_rows) prefetch_rows(a, t, next > 0 ? next : 0, end);
         CK_DISPATCH(attend_tile)(q, heads, a->dim, rows, n, a->scale, scores, top, sum, out);
     }
     for (int64_t h = 0; h < heads; h++) {
@@ -81,9 +110,12 @@ static void attend_task(void *context, int64_t task, int thread) {
 
 void attention_f32(ck_pool *pool, const ck_attention *a) {
     attention_args args = {.a = a, .pool = pool, .first = window_start(a, a->position)};
-    int64_t decoded = a->position + a->n - args.first;
+    args.window_count = a->position + a->n - args.first;
+    if (a->n == 1 && a->counts && a->counts[0] <= MOST_SHARED_ROWS) args.shared_count = a->counts[0];
+    int64_t decoded = args.window_count + args.shared_count;
     args.window_rows = ck_pool_scratch(pool, CK_SCRATCH_ATTENTION, sizeof(float) * (size_t)(decoded * a->dim));
-    ck_pool_run(pool, decoded, decode_window_task, &args);
+    if (args.shared_count > 0) args.shared_rows = args.window_rows + args.window_count * a->dim;
+    ck_pool_run(pool, (decoded + ROWS_A_TASK - 1) / ROWS_A_TASK, decode_task, &args);
 
     /* Few tokens: split their heads as well, so that every thread has work. */
     int64_t wanted = 4 * ck_pool_threads(pool);

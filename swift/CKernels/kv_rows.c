@@ -9,6 +9,8 @@
 #include "ckernels.h"
 #include "kv_rows.h"
 
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+
 enum { FP8_BLOCK = 64, FP4_BLOCK = 32, FP4_MAX_DIM = 512 };
 
 /* The biased exponent byte of the smallest power of two >= x; 0 stands for 2^-127. */
@@ -80,16 +82,6 @@ static void rope_encode(const float *x, int64_t rope, uint8_t *scale, uint8_t *w
             word |= ((uint64_t)q & 0x1fffff) << (ROPE_BITS * (i % ROPE_A_WORD));
         }
         memcpy(words + 8 * w, &word, sizeof word);
-    }
-}
-
-static void rope_decode(const uint8_t *words, int64_t rope, uint8_t scale, float *out) {
-    float step = rope_step(scale);
-    for (int64_t w = 0; w < rope_words(rope); w++) {
-        uint64_t word;
-        memcpy(&word, words + 8 * w, sizeof word);
-        for (int64_t i = w * ROPE_A_WORD; i < rope && i < (w + 1) * ROPE_A_WORD; i++, word >>= ROPE_BITS)
-            out[i] = (float)((int32_t)((uint32_t)word << (32 - ROPE_BITS)) >> (32 - ROPE_BITS)) * step;
     }
 }
 

@@ -59,16 +59,54 @@ static void CK(fp4_encode)(const float *x, int64_t dim, uint8_t *row) {
 }
 #undef CK_BUTTERFLY
 
+/* One block. Two multiplications can be one as long as their product is finite: the same values. */
+V_INLINE void CK(e4m3_block)(const uint8_t *bytes, uint8_t scale, float *out) {
+    float by = power_of_two(scale), second = scale < 134 ? 1.0f : by;
+    v16 first = CK(v_set)(scale < 134 ? 0x1p120f * by : 0x1p120f);
+    for (int i = 0; i < FP8_BLOCK; i += 16) {
+        v16 v = (v16)CK(v_e4m3_bits)(bytes + i) * first;
+        CK(v_store)(out + i, scale < 134 ? v : v * CK(v_set)(second));
+    }
+}
+
+/* Eight words: three times eight values, each word's behind one another. */
+V_INLINE void CK(rope_decode_eight)(const uint8_t *words, v16 step, float *out) {
+    i16 pairs, first, last;
+    memcpy(&pairs, words, sizeof pairs);
+    i16 low = __builtin_shufflevector(pairs, pairs, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+    i16 high = __builtin_shufflevector(pairs, pairs, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+    i16 middle = (i16)((u32x16)low >> ROPE_BITS | (u32x16)high << (32 - ROPE_BITS));
+    i16 a = low << (32 - ROPE_BITS) >> (32 - ROPE_BITS), b = middle << (32 - ROPE_BITS) >> (32 - ROPE_BITS);
+    i16 c = high << 1 >> (32 - ROPE_BITS);
+    i16 ab = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    first = __builtin_shufflevector(ab, c, 0, 1, 16, 2, 3, 17, 4, 5, 18, 6, 7, 19, 8, 9, 20, 10);
+    last = __builtin_shufflevector(ab, c, 11, 21, 12, 13, 22, 14, 15, 23, 0, 0, 0, 0, 0, 0, 0, 0);
+    CK(v_store)(out, __builtin_convertvector(first, v16) * step);
+    v16 rest = __builtin_convertvector(last, v16) * step;
+    memcpy(out + 16, &rest, 8 * sizeof *out);
+}
+
+V_INLINE void CK(rope_decode)(const uint8_t *words, int64_t rope, uint8_t scale, float *out) {
+    const int64_t eight = 8 * ROPE_A_WORD;
+    v16 step = CK(v_set)(rope_step(scale));
+    for (; rope >= eight; rope -= eight, words += 64, out += eight) CK(rope_decode_eight)(words, step, out);
+    if (rope > 0) {
+        uint8_t left[64] = {0};
+        float values[8 * ROPE_A_WORD];
+        memcpy(left, words, 8 * (size_t)rope_words(rope));
+        CK(rope_decode_eight)(left, step, values);
+        memcpy(out, values, sizeof *out * (size_t)rope);
+    }
+}
+
 static void CK(row_decode)(int32_t format, const uint8_t *row, int64_t dim, int64_t rope, float *out) {
     if (format == CK_ROW_FP8) {
         int64_t plain = dim - rope;
         const uint8_t *scales = row + plain, *tail = scales + fp8_scale_bytes(dim, rope);
         for (int64_t b = 0; b < plain / FP8_BLOCK; b++) {
-            v16 scale = CK(v_set)(power_of_two(scales[b]));
-            for (int64_t i = b * FP8_BLOCK; i < (b + 1) * FP8_BLOCK; i += 16)
-                CK(v_store)(out + i, CK(v_e4m3)(row + i) * scale);
+            CK(e4m3_block)(row + b * FP8_BLOCK, scales[b], out + b * FP8_BLOCK);
         }
-        rope_decode(tail, rope, scales[plain / FP8_BLOCK], out + plain);
+        CK(rope_decode)(tail, rope, scales[plain / FP8_BLOCK], out + plain);
     } else if (format == CK_ROW_FP4) {
         const uint8_t *scales = row + dim / 2;
         for (int64_t b = 0; b < dim / FP4_BLOCK; b++) {

@@ -148,6 +148,23 @@ def test_selected_rows_are_seen_in_any_number(kernels_of: dict[str, Kernels], co
     ).check(kernels_of)
 
 
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 513, 2048, 2049])
+@pytest.mark.parametrize("is_selected", [True, False])
+def test_a_token_alone_gets_the_bits_that_it_gets_in_company(
+    kernels_of: dict[str, Kernels], count: int, is_selected: bool
+) -> None:
+    # Alone, its rows are decoded once for all heads, unless they are too many.
+    rng = np.random.default_rng(count)
+    rows = np.sort(rng.permutation(2100)[: max(count, 1)]).astype(np.int32)
+    selected = np.stack([rows, rows]) if is_selected else None
+    counts = np.full(2, count, np.int32)
+    case = Case(16, 30, 2, 5, 128, FP8, compressed=2100, selected=selected, counts=counts)
+    for isa, k in kernels_of.items():
+        alone = case.run(k, steps=[1, 1])
+        np.testing.assert_array_equal(alone, case.run(k), err_msg=isa)
+        np.testing.assert_allclose(alone, case.exact(k), atol=1e-5, err_msg=isa)
+
+
 @pytest.mark.parametrize("kind", [F32, FP8])
 @pytest.mark.parametrize("steps", [[1] * 40, [7, 33], [39, 1], [16, 16, 8]])
 def test_every_split_of_the_tokens_gives_the_same_bits(

@@ -64,6 +64,16 @@ def test_fp8_values_become_the_nearest_ones_of_their_block(
         np.testing.assert_array_equal(round_trip(k, FP8, x)[:, : dim - ROPE], wanted, err_msg=isa)
 
 
+@pytest.mark.parametrize("power", [-20, 5, 6, 7, 8, 60, 110])
+def test_fp8_values_of_every_magnitude_are_decoded_exactly(
+    kernels_of: dict[str, Kernels], power: int
+) -> None:
+    x = spread(20, 192) * np.float32(2.0**power)
+    wanted = fp8_blocks(x[:, : 192 - ROPE].astype(np.float64))
+    for isa, k in kernels_of.items():
+        np.testing.assert_array_equal(round_trip(k, FP8, x)[:, : 192 - ROPE], wanted, err_msg=isa)
+
+
 @pytest.mark.parametrize("power", [-20, 0, 30])
 def test_fp8_borders_go_to_the_even_code(kernels: Kernels, power: int) -> None:
     values = e4m3_values()
@@ -93,7 +103,7 @@ def test_fp8_scales_are_the_smallest_that_hold_the_block(kernels: Kernels) -> No
 
 
 @FP8_DIMS
-@pytest.mark.parametrize("rope", [2, 64])
+@pytest.mark.parametrize("rope", [2, 22, 24, 26, 48, 64, 66])
 def test_rotated_values_keep_twenty_bits_below_the_largest(
     kernels_of: dict[str, Kernels], dim: int, rope: int
 ) -> None:
