@@ -20,6 +20,10 @@ from pyds4_server.engine_api import Logits
 from pyds4_server.events import TokenLogprob
 
 
+SMALLEST = 1e-6
+"""A temperature or a top_p below it leaves only the best token."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """The sampling fields of every protocol, under one set of names.
@@ -37,6 +41,12 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # The engine reckons in 32 bits, where what is smaller is 0 or divides to infinity.
+        if self.temperature < SMALLEST:
+            object.__setattr__(self, "temperature", 0.0)
+        object.__setattr__(self, "top_p", max(self.top_p, SMALLEST))
 
     @property
     def is_greedy(self) -> bool:

@@ -190,6 +190,15 @@ def test_penalties_and_bias_move_the_choice() -> None:
     assert first(logit_bias={a: -100.0}) == b
 
 
+@pytest.mark.parametrize("tiny", [1e-300, 1e-45, 1e-30, 1e-7])
+def test_what_is_too_small_for_32_bits_leaves_the_best_token(tiny: float) -> None:
+    logits = np.linspace(-3, 3, TOKENIZER.vocab_size, dtype=np.float32)
+    for options in (SamplingOptions(temperature=tiny), SamplingOptions(top_p=tiny)):
+        sampler = Sampler(Sampling(options.temperature, options.top_p, seed=1))
+        chooser = TokenChooser(options, [], TOKENIZER.vocab_size, sampler)
+        assert chooser.choose(logits).token == TOKENIZER.vocab_size - 1
+
+
 def test_logprobs_are_the_models_own() -> None:
     sampler = Sampler(Sampling(temperature=0.0))
     options = SamplingOptions(temperature=0.0, logit_bias={7: 50.0})
