@@ -18,10 +18,12 @@ from pyds4_server.grammar import Grammar, GrammarError, check_schema, compiler_f
 from pyds4_server.sampling import SamplingOptions, TokenChooser
 from pyds4_server.strict_calls import call_grammar
 from server_fakes import TOKENIZER, FakeEngine
-from server_harness import Serve
+from server_harness import Serve, serving
 
+import pyds4
 from pyds4 import Sampler, Sampling
 from pyds4.chat import parse
+from pyds4.default_model import find_model
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 DSML = TOKENIZER.token_id("｜DSML｜")
@@ -500,3 +502,22 @@ async def test_a_strict_tool_with_a_wrong_schema_is_named(serve: Serve) -> None:
         assert reply.json()["error"]["message"].startswith("tools[1].parameters: ")
         function["strict"] = False
         assert (await served.http.post(CHAT, json=body)).status_code == 200
+
+
+async def test_a_real_model_keeps_to_the_format() -> None:
+    """Whatever it would have said: the logits are the engine's, and drawn from at random."""
+    question: Any = [{"role": "user", "content": "Say anything at all."}]
+    tool = {"name": "go", "parameters": COUNT, "strict": True}
+    with pyds4.Engine(find_model()) as engine:
+        async with serving(engine) as served:
+            for seed in range(3):
+                body = {"model": "m", "messages": question, "seed": seed, "temperature": 1.5}
+                form = {"response_format": chat_format(FINITE, strict=True)}
+                reply = await served.http.post(CHAT, json=body | form)
+                assert set(json.loads(text_of(CHAT, reply.json()))) == {"ok", "unit"}
+                forced: Any = {"tools": [{"type": "function", "function": tool}]}
+                forced["tool_choice"] = "required"
+                forced["parallel_tool_calls"] = False
+                reply = await served.http.post(CHAT, json=body | forced)
+                (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
+                assert json.loads(call["function"]["arguments"])["mode"] in ("fast", "slow")
