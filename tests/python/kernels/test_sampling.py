@@ -120,3 +120,32 @@ def test_a_whole_vocabulary_is_handled(kernels: Kernels) -> None:
     logits = np.random.default_rng(0).normal(0, 3, 129_280).astype(np.float32)
     assert choose(kernels, logits, 0.0) == int(logits.argmax())
     assert 0 <= choose(kernels, logits, np.nextafter(1, 0), temperature=100.0) < 129_280
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.6, "top_p": 0.95}, {"min_p": 0.05}, {"top_k": 40, "top_p": 0.9}],
+    ids=str,
+)
+def test_the_draw_is_that_of_all_tokens_in_order(
+    kernels: Kernels, spread: float, options: dict[str, float]
+) -> None:
+    """Against the definition in double precision: sort all, cut, add up until the number is met."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, spread, 20_003).astype(np.float32)
+    logits[rng.integers(0, len(logits), 50)] = -np.inf
+    order = np.lexsort((np.arange(len(logits)), -logits))
+    scaled = (logits[order].astype(np.float64) - logits.max()) / options.get("temperature", 1.0)
+    chances = np.exp(scaled)[: int(options.get("top_k", 0)) or None]
+    before = np.cumsum(chances) - chances
+    stays = (before < options.get("top_p", 1.0) * chances.sum()) & (
+        chances >= options.get("min_p", 0.0)
+    )
+    ends = np.cumsum(chances * stays)
+    for random in rng.random(200):
+        at = random * ends[-1]
+        place = int(np.searchsorted(ends, at, side="right"))
+        if np.abs(ends - at).min() < 1e-6 * ends[-1]:
+            continue  # on the edge of two tokens, where sums of another order may differ
+        assert choose(kernels, logits, random, **options) == order[place]  # type: ignore[arg-type]
