@@ -21,7 +21,7 @@ from pyds4.cli.console import note
 from pyds4.cli.failure import CommandError, UsageError
 from pyds4.cli.launch_clients import Server
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 30.0
 _POLL_S = 0.2
 _MAX_SAID = 1 << 20
 _ANY_KEY = "pyds4"
