@@ -127,6 +127,7 @@ class FakeEngine:
         self.tokenizer = TOKENIZER
         self.config = FakeConfig(TOKENIZER.vocab_size, context)
         self.path = "/models/fake-v4.gguf"
+        self.profile: str | None = None
         self.completions = completions
         self.step_s = step_s
         self.prompts: list[str] = []

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pyds4.tokenizer import Tokenizer
 from pyds4_server.conversation import Conversation, Rendered, render_conversation
@@ -46,6 +46,8 @@ class Service:
         self.context_tokens = self.scheduler.context_tokens
         self.memory = TurnMemory(engine.tokenizer, self.kept)
         self.model_id = settings.model_name or _file_stem(engine) or "deepseek-v4"
+        bound = getattr(engine, "profile", None)
+        self.profile: Literal["preview", "0731"] = settings.effort_profile or bound or "preview"
         self.started_s = int(time.time())
 
     def start(self) -> None:
@@ -83,7 +85,7 @@ class Service:
         rendered = render_conversation(
             self.memory.with_reasoning(conversation),
             default_thinking=settings.default_thinking,
-            profile=settings.effort_profile,
+            profile=self.profile,
         )
         ids, _ = self.kept.timelines.ids(rendered.prompt)
         return Prepared(self.memory.replay(ids, rendered), rendered)

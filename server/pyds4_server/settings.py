@@ -52,7 +52,11 @@ class Settings(BaseModel):
         ge=2,
         description="Positions of a session; default: the model's own context length.",
     )
-    effort_profile: Literal["preview", "0731"] = "preview"
+    effort_profile: Literal["preview", "0731"] | None = Field(
+        default=None,
+        description="What the checkpoint's efforts are; default: what its manifest binds, or "
+        "preview.",
+    )
     default_thinking: bool = Field(
         default=False, description="Think when the request does not say."
     )

@@ -188,3 +188,15 @@ def test_only_true_repetition_counts() -> None:
     assert not guard.repeats([*([1, 2, 3, 4] * 15), 1, 2, 3, 5])
     assert not guard.repeats(list(range(9)) * 16)
     assert not guard.repeats([1] * 63)
+
+
+async def test_the_profile_is_the_settings_or_the_models_own(serve: Serve) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "low"}
+    prompts = []
+    for bound, settings in (("0731", {}), ("0731", {"effort_profile": "preview"}), (None, {})):
+        engine = FakeEngine()
+        engine.profile = bound
+        async with serve(engine, **settings) as served:
+            answer = await served.http.post("/apply-template", json=body)
+            prompts.append(answer.json()["prompt"])
+    assert prompts[1] == prompts[2] != prompts[0]
