@@ -191,7 +191,7 @@ def test_only_true_repetition_counts() -> None:
 
 
 async def test_the_profile_is_the_settings_or_the_models_own(serve: Serve) -> None:
-    body = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "low"}
+    body = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "high"}
     prompts = []
     for bound, settings in (("0731", {}), ("0731", {"effort_profile": "preview"}), (None, {})):
         engine = FakeEngine()
