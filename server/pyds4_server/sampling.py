@@ -19,7 +19,6 @@ from pyds4 import Sampler
 from pyds4_server.engine_api import Logits
 from pyds4_server.events import TokenLogprob
 
-
 SMALLEST = 1e-6
 """A temperature or a top_p below it leaves only the best token."""
 
