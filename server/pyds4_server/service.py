@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 from pyds4.tokenizer import Tokenizer
 from pyds4_server.conversation import Conversation, Rendered, render_conversation
@@ -19,6 +19,17 @@ from pyds4_server.kept import Kept
 from pyds4_server.memory import TurnMemory
 from pyds4_server.scheduler import Scheduler
 from pyds4_server.settings import Settings
+
+
+class NamesModel(Protocol):
+    """A request that may name a model."""
+
+    model: str
+
+    def model_copy(self, *, update: dict[str, Any]) -> Any: ...
+
+
+Named = TypeVar("Named", bound=NamesModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +70,21 @@ class Service:
         await self.scheduler.stop(self.settings.shutdown_grace_s)
         await asyncio.to_thread(self.kept.close)
 
-    def check_model(self, name: str) -> None:
-        """Accept the names this model answers to.
+    def named(self, sent: Named) -> Named:
+        """``sent`` with a model's name: who names none means the one there is.
 
         Raises:
-            UnknownModelError: another name, and ``strict_model`` is set.
+            UnknownModelError: a name of another model, and ``strict_model`` is set.
         """
+        if not sent.model:
+            return cast(Named, sent.model_copy(update={"model": self.model_id}))
         known = (self.model_id, *self.settings.model_aliases)
-        if self.settings.strict_model and name not in known:
+        if self.settings.strict_model and sent.model not in known:
             raise UnknownModelError(
-                f"The model {name!r} does not exist; this server has {', '.join(known)}.",
+                f"The model {sent.model!r} does not exist; this server has {', '.join(known)}.",
                 param="model",
             )
+        return sent
 
     async def prepare(self, conversation: Conversation) -> Prepared:
         """Render and tokenize off the event loop: a long prompt takes a while.

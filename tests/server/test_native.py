@@ -204,3 +204,11 @@ async def test_a_taken_port_is_named(served: Served) -> None:
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
         async with running(Settings(port=port), FakeEngine()):
             pass
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_who_names_no_model_gets_the_one_there_is(served: Served, path: str) -> None:
+    body = {"messages": HI, "input": "Hi", "max_tokens": 9}
+    answer = await served.http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "fake-v4"

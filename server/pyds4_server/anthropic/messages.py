@@ -26,7 +26,7 @@ async def messages(request: Request) -> HTTPResponse | None:
     """Answer a conversation, streaming or in one piece."""
     service = service_of(request)
     sent = parse_body(request, p.MessagesRequest)
-    service.check_model(sent.model)
+    sent = service.named(sent)
     conversation = convert.conversation(sent)
     prepared = await service.prepare(conversation)
     formats = await formats_of(conversation, prepared.rendered, service.tokenizer)
@@ -59,7 +59,7 @@ async def count_tokens(request: Request) -> HTTPResponse:
     """How many tokens the prompt of this request would have."""
     service = service_of(request)
     sent = parse_body(request, p.CountRequest)
-    service.check_model(sent.model)
+    sent = service.named(sent)
     prepared = await service.prepare(convert.conversation(sent))
     return json_reply(p.TokenCount(input_tokens=len(prepared.ids)))
 

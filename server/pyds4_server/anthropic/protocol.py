@@ -83,7 +83,7 @@ class OutputConfig(Request):
 class CountRequest(Request):
     """What decides the prompt; all that ``count_tokens`` takes."""
 
-    model: str
+    model: str = ""
     messages: Annotated[list[Message], Field(min_length=1)]
     system: Content | None = None
     tools: list[Tool] | None = None

@@ -27,7 +27,7 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     """Answer a chat, streaming or in one piece."""
     service = service_of(request)
     sent = parse_body(request, p.ChatRequest)
-    service.check_model(sent.model)
+    sent = service.named(sent)
     conversation = convert.conversation(sent)
     prepared = await service.prepare(conversation)
     formats = await formats_of(conversation, prepared.rendered, service.tokenizer)

@@ -42,7 +42,7 @@ async def completions(request: Request) -> HTTPResponse | None:
     """Continue one prompt or several, streaming or in one piece."""
     service = service_of(request)
     sent = parse_body(request, p.CompletionRequest)
-    service.check_model(sent.model)
+    sent = service.named(sent)
     if sent.suffix:
         raise InvalidRequestError("suffix is not supported by this model", param="suffix")
     if sent.best_of is not None and sent.best_of != (sent.n or 1):

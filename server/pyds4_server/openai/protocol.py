@@ -130,7 +130,7 @@ class SamplingFields(Request):
 
 
 class ChatRequest(SamplingFields):
-    model: str
+    model: str = ""
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[Tool] | None = None
     tool_choice: (
@@ -295,7 +295,7 @@ class ErrorBody(Reply):
 class CompletionRequest(SamplingFields):
     """``prompt`` is text, token ids, or several of either."""
 
-    model: str
+    model: str = ""
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None

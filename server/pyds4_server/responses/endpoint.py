@@ -32,7 +32,7 @@ async def responses(request: Request) -> HTTPResponse | None:
     """Answer, streaming or in one piece."""
     service = service_of(request)
     sent = parse_body(request, p.ResponsesRequest)
-    service.check_model(sent.model)
+    sent = service.named(sent)
     if sent.background:
         raise InvalidRequestError("background responses are not supported", param="background")
     store = _store(request)
@@ -74,7 +74,7 @@ async def input_tokens(request: Request) -> HTTPResponse:
     """How many tokens the prompt of this request would have."""
     service = service_of(request)
     sent = parse_body(request, p.CountRequest)
-    service.check_model(sent.model)
+    sent = service.named(sent)
     _, _, conversation = _conversation(sent, _store(request))
     prepared = await service.prepare(conversation)
     return json_reply(p.InputTokens(object="response.input_tokens", input_tokens=len(prepared.ids)))

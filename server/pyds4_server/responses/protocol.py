@@ -88,7 +88,7 @@ class TextConfig(Request):
 class CountRequest(Request):
     """What decides the prompt."""
 
-    model: str
+    model: str = ""
     input: str | list[Item] | None = None
     instructions: str | None = None
     tools: list[Tool] | None = None
