@@ -37,14 +37,13 @@ async def overview(request: Request) -> HTTPResponse:
     service = service_of(request)
     entries = await asyncio.to_thread(_entries, service)
     kept = service.kept
-    disk, memory = kept.disk_stats(), kept.memory_stats()
     return json_reply(
         p.KeptPrefixes(
             object="list",
             data=entries,
             directory=None if kept.store is None else str(kept.store.directory),
-            disk=None if disk is None else p.DiskStats(**asdict(disk)),
-            memory=None if memory is None else p.MemoryStats(**asdict(memory)),
+            disk=kept.disk_stats(),
+            memory=kept.memory_stats(),
         )
     )
 

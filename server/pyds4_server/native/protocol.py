@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from pyds4.kv import PrefixStats, StoreStats
 from pyds4_server.openai.protocol import ChatRequest
 
 
@@ -78,49 +79,14 @@ class KeptEntry(BaseModel):
     ends_with: str
 
 
-class DiskStats(BaseModel):
-    """See `pyds4.kv.StoreStats`."""
-
-    byte_count: int
-    files: int
-    states: int
-    blocks: int
-    hits: int
-    misses: int
-    bytes_read: int
-    bytes_written: int
-    states_written: int
-    over_budget: int
-    write_errors: int
-    evicted: int
-    damaged_removed: int
-    leftovers_removed: int
-    waiting: int
-    given_up: int
-    write_budget_left: int | None
-    last_error: str
-
-
-class MemoryStats(BaseModel):
-    """See `pyds4.kv.PrefixStats`."""
-
-    budget_bytes: int
-    byte_count: int
-    entry_count: int
-    hits: int
-    misses: int
-    evicted: int
-    reused_tokens: int
-
-
 class KeptPrefixes(BaseModel):
     """``disk`` and ``directory`` are null when nothing is kept on disk."""
 
     object: str
     data: list[KeptEntry]
     directory: str | None
-    disk: DiskStats | None
-    memory: MemoryStats | None
+    disk: StoreStats | None
+    memory: PrefixStats | None
 
 
 class PinRequest(Request):
