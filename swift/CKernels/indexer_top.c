@@ -2,7 +2,7 @@
  *
  * The lowest score that is kept is found by halving an interval of keys: each step counts the keys above
  * its middle, sixteen at a time. A histogram by digits reads them four times only, but its counters are
- * few and neighbours hit the same one: 57 µs against 8 for 8,192 scores. */
+ * few and neighbours hit the same one: 57 µs against about 15 for 8,192 scores. */
 #include "indexer_int8.h"
 
 /* Floats as integers of the same order; NaN of either sign becomes the lowest. */
