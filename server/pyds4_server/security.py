@@ -53,7 +53,7 @@ class HostCheck:
             return
         raise HostError(
             f"The Host header {header!r} is not one of this server's names. "
-            "Add it with --allowed-host if it should be."
+            "Add it with --allowed-hosts if it should be."
         )
 
 
