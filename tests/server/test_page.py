@@ -8,6 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from pyds4_server import Settings, create_app
+from pyds4_server.app import provide
+from pyds4_server.service import Service
+from pyds4_server.serving import listening
 from server_fakes import FakeEngine
 from server_harness import Served, serving
 
@@ -144,3 +148,15 @@ async def test_documentation_lists_the_endpoints(browser: Any) -> None:
         await page.page.click("text=POST /v1/messages")
         await page.page.locator("details[open]").get_by_text("max_tokens").wait_for(timeout=5000)
         assert page.problems == page.outside == []
+
+
+async def test_the_page_waits_for_the_model(browser: Any) -> None:
+    settings = Settings(port=0, disk_cache=False)
+    app = create_app(settings)
+    async with listening(settings, app) as url:
+        page = await browser.new_page()
+        await page.goto(url)
+        await page.get_by_text("loading the model").wait_for()
+        provide(app, Service(settings, FakeEngine()))
+        await page.get_by_role("heading", name="fake-v4").wait_for()
+        assert await page.title() == "fake-v4"
