@@ -14,7 +14,7 @@ import numpy as np
 import platformdirs
 
 from pyds4._native import check, ffi, lib, text
-from pyds4.errors import ClosedError
+from pyds4.errors import ClosedError, NoSuchKeyError
 
 if TYPE_CHECKING:
     from pyds4.engine import Engine
@@ -163,7 +163,7 @@ class Store:
         return self._handle
 
     def entries(self) -> list[Entry]:
-        """Every place one can go on from, latest use first."""
+        """Every place one can go on from, latest use first: the engine's, or without one all."""
         capacity = 256
         while True:
             native = ffi.new("pyds4_kv_entry[]", capacity)
@@ -262,13 +262,21 @@ class Store:
             reused = session.prefill(tokens, progress)
             session.save()
         self.flush()
+        self.pin_longest(tokens)
+        return len(tokens) - reused
+
+    def pin_longest(self, tokens: Sequence[int]) -> Entry | None:
+        """Pin the entry that holds most of ``tokens``; None when none does."""
         ids = list(tokens)
-        kept = [entry for entry in self.entries() if entry.position <= len(ids)]
-        for entry in sorted(kept, key=lambda entry: -entry.position):
-            if self.tokens(entry.key) == ids[: entry.position]:
-                self.pin(entry.key)
-                break
-        return len(ids) - reused
+        fitting = [entry for entry in self.entries() if entry.position <= len(ids)]
+        for entry in sorted(fitting, key=lambda entry: -entry.position):
+            try:
+                if self.tokens(entry.key) == ids[: entry.position]:
+                    self.pin(entry.key)
+                    return entry
+            except NoSuchKeyError:  # evicted meanwhile
+                continue
+        return None
 
     def flush(self) -> None:
         """Wait until everything that is to be kept is on disk."""

@@ -68,18 +68,21 @@ class Kept:
         self._engine.prefixes.budget_bytes = memory_budget(settings)
         if not settings.disk_cache:
             return
-        directory = settings.disk_cache_directory or default_directory()
+        directory = (settings.disk_cache_directory or default_directory()).expanduser()
         try:
             self.store = self._engine.keep_prefixes(
                 directory,
                 budget_bytes=disk_budget(settings, directory),
                 write_budget_bytes=int(settings.disk_cache_daily_write_gib * GIB),
             )
-            self.turns = TurnStore(directory / TURNS_FILE, self._engine.identity)
-        except (PyDS4Error, OSError, sqlite3.Error) as error:
+        except (PyDS4Error, OSError) as error:
             log.warning("conversations are not kept on disk: %s", error)
             return
-        self.in_background(self._learn, self.store, self._engine.identity.hex())
+        try:
+            self.turns = TurnStore(directory / TURNS_FILE, self._engine.identity)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("turns are not kept as they were sampled: %s", error)
+        self.in_background(self._learn, self.store)
 
     def turn_ended(self, session: Saveable, tokens: Sequence[int]) -> None:
         """A turn is complete: keep where ``session`` stands, and the ids of its text."""
@@ -112,10 +115,7 @@ class Kept:
 
     def entries(self) -> list[Entry]:
         """Places on disk that this model's conversations can go on from, latest use first."""
-        if self.store is None or self._engine is None:
-            return []
-        identity = self._engine.identity.hex()
-        return [entry for entry in self.store.entries() if entry.identity == identity]
+        return [] if self.store is None else self.store.entries()
 
     def flush(self) -> None:
         """Wait until everything asked for so far is done and on disk."""
@@ -133,11 +133,10 @@ class Kept:
         if self.turns is not None:
             self.turns.close()
 
-    def _learn(self, store: Store, identity: str) -> None:
+    def _learn(self, store: Store) -> None:
         """Take in the texts of what an earlier process left, the latest last."""
-        ours = [entry for entry in store.entries() if entry.identity == identity]
         timelines: list[list[int]] = []
-        for entry in sorted(ours[: 4 * TIMELINES], key=lambda entry: -entry.position):
+        for entry in sorted(store.entries()[: 4 * TIMELINES], key=lambda entry: -entry.position):
             try:
                 ids = store.tokens(entry.key)
             except PyDS4Error:  # evicted meanwhile
@@ -166,8 +165,15 @@ def disk_budget(settings: Settings, directory: Path) -> int:
     place = directory
     while not place.exists() and place != place.parent:
         place = place.parent
-    taken = sum(path.stat().st_size for path in directory.glob("v1-*/*"))
+    taken = sum(_size(path) for path in directory.glob("v1-*/*"))
     return min(64 * GIB, max(GIB, (shutil.disk_usage(place).free + taken) // 4))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # another process has just renamed or evicted it
+        return 0
 
 
 def _logged(work: Callable[..., object], *arguments: Any) -> None:

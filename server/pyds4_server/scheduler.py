@@ -253,7 +253,7 @@ class Scheduler:
         next conversation will begin as well."""
         if not request.chat or self._user is None or self._user not in request.prompt:
             return 0
-        return list(request.prompt).index(self._user)
+        return request.prompt.index(self._user)
 
     def _lookup(self, pooled: PooledSession, prompt: Sequence[int]) -> Lookup:
         resume = pooled.session.resume

@@ -46,7 +46,6 @@ async def running(settings: Settings, engine: EngineLike) -> AsyncIterator[Runni
     Raises:
         UnsafeBindError, OSError: as ``listening``.
     """
-    _check_exposure(settings)
     app = create_app(settings, engine)
     service: Service = app.ctx.service
     try:
@@ -54,13 +53,6 @@ async def running(settings: Settings, engine: EngineLike) -> AsyncIterator[Runni
             yield Running(url, service)
     finally:
         service.kept.close()
-
-
-def _check_exposure(settings: Settings) -> None:
-    if not is_loopback(settings.host) and not settings.keys():
-        raise UnsafeBindError(
-            f"listening on {settings.host} lets others in: set an API key, or use 127.0.0.1"
-        )
 
 
 @contextlib.asynccontextmanager
@@ -71,7 +63,10 @@ async def listening(settings: Settings, app: Sanic[Any, Any]) -> AsyncIterator[s
         UnsafeBindError: the address is not loopback and no API key is set.
         OSError: the address cannot be bound, or the key file cannot be read.
     """
-    _check_exposure(settings)
+    if not is_loopback(settings.host) and not settings.keys():
+        raise UnsafeBindError(
+            f"listening on {settings.host} lets others in: set an API key, or use 127.0.0.1"
+        )
     listener = bind(settings.host, settings.port)
     try:
         server: Any = await app.create_server(sock=listener, return_asyncio_server=True)

@@ -279,6 +279,19 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         engine(synthetic_path(TINY, MIX)).keep_prefixes(tmp_path / "file")
 
 
+def test_warm_pins_what_its_own_model_kept(tmp_path: Path) -> None:
+    path = synthetic_path(TINY, F32)
+    identities = []
+    for roundings in (True, False):
+        with pyds4.Engine(path, roundings=roundings) as model:
+            store = model.keep_prefixes(tmp_path, reserve_bytes=0)
+            store.warm(LONG[:700])
+            identities.append(model.identity.hex())
+            assert {entry.identity for entry in store.entries()} == {model.identity.hex()}
+    pinned = [entry.identity for entry in Store.open(tmp_path).entries() if entry.pinned]
+    assert sorted(pinned) == sorted(identities)
+
+
 def test_warm_evaluates_keeps_and_pins(fresh: Open) -> None:
     _, store = fresh()
     assert store.warm(LONG[:700]) == 700

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from protocol_agents import READ as READ_TOOL
 from pyds4_server import Settings
 from pyds4_server.events import CallEnd
 from pyds4_server.generation import Turn
@@ -29,15 +30,7 @@ FACTS = " ".join(f"The code of door {i} is {i * 37 % 1000}." for i in range(60))
 """Long enough to be worth a place on disk."""
 READ: Any = {
     "type": "function",
-    "function": {
-        "name": "read",
-        "description": "Read a file.",
-        "parameters": {
-            "type": "object",
-            "properties": {"path": {"type": "string", "description": "The file path"}},
-            "required": ["path"],
-        },
-    },
+    "function": {"name": READ_TOOL.name, "parameters": READ_TOOL.schema},
 }
 
 
@@ -170,6 +163,24 @@ async def test_two_servers_share_a_directory(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(ask(s, conversation()) for s in (one, other)))
     texts = {answer["choices"][0]["message"]["content"] for answer, _ in answers}
     assert len(texts) == 1
+    async with started(tmp_path) as served:
+        again, _ = await ask(served, conversation())
+    assert cached(again) > 500
+
+
+async def test_a_directory_below_home_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with started(Path("~/kv")) as served:
+        await ask(served, conversation())
+    assert {path.name for path in (tmp_path / "kv").iterdir()} >= {"turns.sqlite", "ledger"}
+
+
+async def test_a_turn_file_that_cannot_be_opened_costs_the_turns_only(tmp_path: Path) -> None:
+    (tmp_path / "turns.sqlite").mkdir()
+    async with started(tmp_path) as served:
+        await ask(served, conversation())
     async with started(tmp_path) as served:
         again, _ = await ask(served, conversation())
     assert cached(again) > 500

@@ -9,7 +9,7 @@ from sanic import Blueprint, HTTPResponse, Request
 
 from pyds4.chat import markers
 from pyds4.errors import InvalidArgumentError, NoSuchKeyError
-from pyds4.kv import Entry, Store
+from pyds4.kv import Store
 from pyds4_server.collect import Collector
 from pyds4_server.errors import ApiError, InvalidRequestError
 from pyds4_server.generation import GenerationRequest
@@ -50,7 +50,7 @@ async def overview(request: Request) -> HTTPResponse:
 
 @blueprint.delete("/v1/kv")
 async def clear(request: Request) -> HTTPResponse:
-    """Remove everything that is not pinned, of all models."""
+    """Remove all of this model that is not pinned."""
     store = _store(service_of(request))
     return json_reply(p.Freed(freed_bytes=await asyncio.to_thread(store.clear)))
 
@@ -96,7 +96,8 @@ async def warm(request: Request) -> HTTPResponse:
     finally:
         subscription.close()
     cached = answer.usage().cached_tokens
-    entry = await asyncio.to_thread(_pin_longest, service, store, ids)
+    await asyncio.to_thread(service.kept.flush)
+    entry = await asyncio.to_thread(store.pin_longest, ids)
     return json_reply(
         p.Warmed(
             tokens=len(ids),
@@ -126,20 +127,6 @@ async def _prompt(sent: p.WarmRequest, request: Request, service: Service) -> li
         # What follows the system message differs from conversation to conversation.
         ids = ids[: len(ids) - 1 - ids[::-1].index(user)]
     return ids
-
-
-def _pin_longest(service: Service, store: Store, ids: list[int]) -> Entry | None:
-    """Pin the entry that holds most of ``ids``; None if they are too few to be kept."""
-    service.kept.flush()
-    entries = [entry for entry in service.kept.entries() if entry.position <= len(ids)]
-    for entry in sorted(entries, key=lambda entry: -entry.position):
-        try:
-            if store.tokens(entry.key) == ids[: entry.position]:
-                store.pin(entry.key)
-                return entry
-        except NoSuchKeyError:  # evicted meanwhile
-            continue
-    return None
 
 
 def _entries(service: Service) -> list[p.KeptEntry]:
