@@ -7,6 +7,7 @@ from typing import Final
 
 from pyds4.evals import lists, programs, prompts, recall, small_talk, sums, texts
 from pyds4.evals.agents import agent, shell
+from pyds4.evals.remember import remember
 from pyds4.evals.sample import Answer, Exchange, Sample, Task
 from pyds4.evals.source import Source
 from pyds4.evals.tool_tasks import tool, tool_none, tool_output, tool_parallel
@@ -136,6 +137,7 @@ FAMILIES: Final[dict[str, SampleMaker]] = {
     **{family: _alone(family) for family in TASKS},
     "chat": chat,
     "persona": persona,
+    "remember": remember,
     "recall_turns": recall_turns,
     **{f"recall@{distance}": _recall(distance) for distance in DISTANCES},
     "tool": tool,

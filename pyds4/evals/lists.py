@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Final
 
 from pyds4.evals import words
@@ -91,6 +90,8 @@ _SPELLED: Final = [
     ],
 ]
 
+_SORTABLE: Final = [*_SPELLED, *words.CODE_WORDS, "cherry", "grape", "mango", "kiwi", "fig"]
+
 
 def _joined(source: Source, items: list[str]) -> str:
     return source.pick([", ", ", ", " "]).join(items)
@@ -113,27 +114,52 @@ def _some_numbers(source: Source) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def _sortable_words(source: Source) -> list[str]:
+    """Three to six different words, or names; no invented ones, whose letters tokens hide."""
+    x = source.random.random()
+    drawn: dict[str, None] = {}
+    for _ in range(source.integer(3, 6)):
+        if x < 0.7:
+            drawn[source.pick(words.COMMON)] = None
+        elif x < 0.9:
+            real = source.pool is not None and source.chance(0.3)
+            known = source.pool.words if real and source.pool is not None else _SORTABLE
+            drawn[source.pick(known).lower()] = None
+        else:
+            drawn[source.pick(words.NAMES)] = None
+    return list(drawn)
+
+
 def sort(source: Source) -> Task:
-    """Numbers up or down, words up."""
+    """Numbers up or down, words up.
+
+    The reasoning takes the first of what is left again and again and says what is left then, so
+    that no step asks for more than one comparison with all of a short list.
+    """
     if source.chance(0.35):
-        items = _some_words(source)
+        items = _sortable_words(source)
         question = source.pick(_SORT_WORDS).format(l=_joined(source, items))
-        items.sort()
-        by_start = ", ".join(f"{word[:2]} {word}" for word in items)
-        return Task("sort", question, f"By first letters: {by_start}.", ", ".join(items))
+        spelled = ", ".join(f"{' '.join(word[:3].lower())} {word}" for word in items)
+        in_order = sorted(items)
+        reasoning = f"By letters: {spelled}. {_taken_in_turn(items, in_order)}"
+        return Task("sort", question, reasoning, ", ".join(in_order))
     numbers = _some_numbers(source)
     down = source.chance(0.25)
     wording = source.pick(_SORT_DOWN if down else _SORT_UP)
-    question = wording.format(l=_joined(source, [str(number) for number in numbers]))
-    by_length = sorted(numbers, key=lambda number: len(str(number)), reverse=down)
+    shown = [str(number) for number in numbers]
+    question = wording.format(l=_joined(source, shown))
+    in_order = [str(number) for number in sorted(numbers, reverse=down)]
+    reasoning = f"{'Largest' if down else 'Smallest'} first. {_taken_in_turn(shown, in_order)}"
+    return Task("sort", question, reasoning, ", ".join(in_order))
+
+
+def _taken_in_turn(items: list[str], in_order: list[str]) -> str:
+    left = list(items)
     steps = []
-    for length, group in groupby(by_length, key=lambda number: len(str(number))):
-        members = list(group)
-        in_order = ", ".join(map(str, sorted(members, reverse=down)))
-        found = "" if len(members) == 1 else ", ".join(map(str, members)) + ", in order "
-        steps.append(f"With {length} digit{'s' if length > 1 else ''}: {found}{in_order}.")
-    answer = ", ".join(map(str, sorted(numbers, reverse=down)))
-    return Task("sort", question, " ".join(steps), answer)
+    for item in in_order:
+        left.remove(item)
+        steps.append(f"{item}, left {' '.join(left)}." if left else f"{item}.")
+    return " ".join(steps)
 
 
 def reverse(source: Source) -> Task:

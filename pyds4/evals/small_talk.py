@@ -106,8 +106,10 @@ What is your favorite {t} | Do you like {t} | What do you want | Are you {a} | H
 Generate an image of a {t} | Can you see the {t} | Open the {t} | Which came first, {t} or {u}
 Write a resume for {n} | Give me a plan for {p} | Teach me {t} | What will happen to {t}
 Write 500 words about {t} | Rewrite this more politely: {p} | Why is {p} | When will {t} end
+I am {m} | I'm {m} | I am so {m} | I am very {m} today | I am a bit {m} | I am {m} and I am {l}
 """)
 _TOPICS = "quantum physics|the universe|history|love|politics|gravity|machine learning|the ocean"
+_MOODS = "sad|happy|tired|hungry|angry|lost|sick|ill|busy|lonely|afraid|confused|cold|late|stressed"
 _ACTIONS = [
     "fix",
     "paint",
@@ -195,6 +197,8 @@ def beyond(source: Source) -> Task:
         v=source.pick(_ACTIONS),
         p=source.phrase(1, 5),
         a=source.pick(words.ADJECTIVES),
+        m=source.pick(_MOODS.split("|")),
+        l=source.pick(_MOODS.split("|")),
         n=source.pick(words.NAMES),
         c=source.pick(words.CITIES),
         d=source.integer(100, 999),

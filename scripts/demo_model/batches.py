@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from pyds4.chat import markers
 from scripts.demo_model.config import WINDOW
-from scripts.demo_model.corpus import LONG, Corpus, Document
+from scripts.demo_model.corpus import Corpus, Document
 
 EOS_ID, PAD_ID = 1, 2
 _TEXT_WEIGHT, _ANSWER_WEIGHT = 3, 16
@@ -109,17 +109,6 @@ def _joined(first: Rows, second: Rows) -> Rows:
     )
 
 
-def _budget(corpus: Corpus, length: int) -> int:
-    """Characters of the next document for rows of ``length`` tokens: many short, some full."""
-    source = corpus.source
-    most, x = int(length * 4.2), source.random.random()
-    if length > 4096:
-        return source.integer(2000, 9000) if x < 0.2 else source.integer(LONG, most)
-    if x < 0.5:
-        return source.integer(1200, 3500)
-    return source.integer(3000, 8000) if x < 0.75 else source.integer(min(7000, most), most)
-
-
 def _work(
     out: Any,
     stop: Any,
@@ -136,7 +125,7 @@ def _work(
     waiting: list[Encoded] = []
     count = 160 if length <= 4096 else 96
     while not stop.is_set():
-        drawn = [corpus.document(_budget(corpus, length)) for _ in range(count)]
+        drawn = [corpus.document(length) for _ in range(count)]
         rows, free = pack([*waiting, *encode(tokenizer, drawn, length)], length)
         limit = 0.04 * length
         full = [row for row, room in zip(rows, free, strict=True) if room < limit]

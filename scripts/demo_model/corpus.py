@@ -9,7 +9,7 @@ import json
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,36 +23,59 @@ from pyds4.evals.toolbox import Tool
 MARKERS = re.compile(r"<｜[^<>]{1,30}?｜>|</?think>|｜DSML｜")
 _FOLDERS = ("", "asyncio", "email", "http", "json", "logging", "collections")
 
-_SHARES: dict[str, float] = {
-    "text": 4,
-    "alone": 22,
-    "chat": 5,
-    "persona": 3,
-    "recall": 10,
-    "recall_turns": 3,
-    "tool": 16,
-    "tool_none": 5,
-    "tool_par": 9,
-    "tool_output": 3,
-    "agent": 11,
-    "shell": 9,
+_ALONE: dict[str, float] = {
+    "sort": 12,
+    "letters": 4,
+    "arith": 4,
+    "copy": 1.5,
+    "sorry": 2,
+    "minmax": 1.2,
+    "json": 1,
+    "pick": 1,
+    "count": 1,
+    "reverse": 1,
+    "story": 1,
+    "units": 0.8,
+    "python": 0.8,
+    "fact": 0.6,
+    "greet": 0.6,
+    "identity": 0.6,
 }
-"""Shares of the documents, in percent."""
+"""Shares of the single tasks, in percent of the tokens in short rows."""
+_SHARES: dict[str, float] = {
+    "text": 2,
+    "chat": 8,
+    "persona": 3,
+    "remember": 3,
+    "recall": 7,
+    "recall_turns": 2,
+    "tool": 12,
+    "tool_none": 4.5,
+    "tool_par": 8.5,
+    "tool_output": 1.5,
+    "agent": 9.5,
+    "shell": 7.5,
+}
+"""Shares of everything else there."""
 _LONG_SHARES: dict[str, float] = {
     "text": 3,
     "chat": 8,
-    "recall": 50,
+    "persona": 2,
+    "remember": 2,
+    "recall": 40,
     "recall_turns": 8,
-    "tool": 8,
-    "tool_par": 4,
-    "agent": 13,
-    "shell": 6,
+    "tool": 10,
+    "tool_par": 6,
+    "agent": 14,
+    "shell": 7,
 }
-"""The same where documents may be long: what does not grow stays away."""
+"""Shares of the tokens in long rows: what does not grow stays away."""
 LONG = 12000
 """Characters from which on a document counts as long."""
-_ALONE: dict[str, float] = {"sort": 4, "letters": 5, "arith": 2, "sorry": 2.5, "story": 1.5}
-"""Weights of single tasks that need more practice than the others."""
+_LONG_ROW = 4096
+"""Tokens beyond which a row is a long one."""
+_BLOCK, _CHARACTERS_PER_TOKEN = 128, 3.5
+"""A document fills whole blocks; the other number is about right for all families."""
 
 
 class Document(NamedTuple):
@@ -60,7 +83,32 @@ class Document(NamedTuple):
 
     family: str
     text: str
-    scored: range | None
+    scored: Sequence[int] | None
+
+
+class Shares:
+    """Draws names so that their tokens, not their number, follow shares.
+
+    The mean cost of a name is learnt while drawing, so a long document is drawn less often.
+    """
+
+    def __init__(self, source: Source, shares: Mapping[str, float]) -> None:
+        self._random = source.random
+        self._shares = dict(shares)
+        self._cost = dict.fromkeys(shares, 500.0)
+        self._drawn = dict.fromkeys(shares, 1)
+
+    def draw(self) -> str:
+        """A name."""
+        weights = [
+            share * self._drawn[name] / self._cost[name] for name, share in self._shares.items()
+        ]
+        return self._random.choices(list(self._shares), weights)[0]
+
+    def spend(self, name: str, tokens: float) -> None:
+        """Say what the drawn ``name`` has cost."""
+        self._cost[name] += tokens
+        self._drawn[name] += 1
 
 
 def standard_library() -> list[str]:
@@ -120,7 +168,7 @@ class RealPrompts:
 class Corpus:
     """Documents without end, from one seed.
 
-    ``practice`` replaces weights of single tasks, by family, to make up for what went badly.
+    ``practice`` replaces shares of single tasks, by family, to make up for what went badly.
     """
 
     def __init__(
@@ -129,30 +177,86 @@ class Corpus:
         prompts: Path | None = None,
         practice: Mapping[str, float] | None = None,
     ) -> None:
-        self._practice = practice or {}
         self.files, pool = _real_text()
         self.source = Source(seed, pool=pool)
         self._real = RealPrompts(prompts)
-        self._tasks = list(families.TASKS)
-        weights = _ALONE | dict(self._practice)
-        self._task_weights = [weights.get(family, 1.0) for family in self._tasks]
-        # More practice of single tasks makes more documents of them.
-        self._alone = sum(self._task_weights) / sum(_ALONE.get(f, 1.0) for f in self._tasks)
+        alone = _ALONE | dict(practice or {})
+        self._tasks = Shares(self.source, alone)
+        self._short = Shares(self.source, _SHARES | {"alone": sum(alone.values())})
+        self._long = Shares(self.source, _LONG_SHARES)
 
-    def document(self, budget: int) -> Document:
-        """A document of about ``budget`` characters, most often shorter."""
+    def document(self, tokens: int) -> Document:
+        """A document for rows of ``tokens`` tokens, most often shorter."""
+        shares = self._long if tokens > _LONG_ROW else self._short
+        family = shares.draw()
+        self.source.budget = self._budget(tokens)
+        made = self._document(family)
+        blocks = -(-len(made.text) // int(_BLOCK * _CHARACTERS_PER_TOKEN))
+        shares.spend(family, blocks * _BLOCK)
+        return made
+
+    def _budget(self, tokens: int) -> int:
+        """Characters of the next document: many short, some fill a row."""
         source = self.source
-        source.budget = budget
-        shares = dict(_SHARES if budget < LONG else _LONG_SHARES)
-        if "alone" in shares:
-            shares["alone"] *= self._alone
-        family = source.random.choices(list(shares), list(shares.values()))[0]
+        most, x = int(tokens * 4.2), source.random.random()
+        if tokens > _LONG_ROW:
+            return source.integer(2000, 9000) if x < 0.2 else source.integer(LONG, most)
+        if x < 0.5:
+            return source.integer(1200, 3500)
+        return source.integer(3000, 8000) if x < 0.75 else source.integer(min(7000, most), most)
+
+    def _document(self, family: str) -> Document:
+        source = self.source
         if family == "text":
-            return self._plain(budget)
-        sample = self._sample(family, source.chance(0.5))
-        if sample.thinking and source.chance(0.06):
-            sample.effort = "max"
+            return self._plain(source.budget)
+        if family == "alone":
+            return self._single() if source.chance(0.3) else self._drill()
+        sample = self._effort(self._sample(family, source.chance(0.5)))
         return Document(sample.family, sample.prompt().text, sample.scored())
+
+    def _single(self) -> Document:
+        sample = self._task()
+        self._charge(sample)
+        return Document(sample.family, sample.prompt().text, sample.scored())
+
+    def _drill(self) -> Document:
+        """Conversations of one question each, one after the other.
+
+        Alone each would leave most of its last block empty. That something stands before the first
+        token of a conversation does not happen in use, which is why there are single ones too.
+        """
+        characters = self.source.integer(1200, 3500)
+        self.source.budget = 400
+        texts: list[str] = []
+        scored: list[int] = []
+        length = answers = 0
+        while length < characters:
+            sample = self._task()
+            if self.source.chance(0.7):
+                sample.system = None
+            texts.append(sample.prompt().text)
+            scored += [answers + index for index in sample.scored()]
+            answers += len(sample.exchanges)
+            self._charge(sample)
+            length += len(texts[-1])
+        return Document("drill", "".join(texts), scored)
+
+    def _task(self) -> Sample:
+        source = self.source
+        return self._effort(families.alone(source, source.chance(0.45), self._tasks.draw()))
+
+    def _charge(self, sample: Sample) -> None:
+        """Book a single task without its system prompt, which teaches nothing about it."""
+        exchange = sample.exchanges[0]
+        said = len(exchange.asked) + len(exchange.answer.content)
+        said += len(exchange.answer.reasoning) if sample.thinking else 0
+        self._tasks.spend(sample.family, 8 + said / _CHARACTERS_PER_TOKEN)
+
+    def _effort(self, sample: Sample) -> Sample:
+        """Now and then with the greatest effort, which prepends an instruction."""
+        if sample.thinking and self.source.chance(0.06):
+            sample.effort = "max"
+        return sample
 
     def _plain(self, budget: int) -> Document:
         source = self.source
@@ -165,9 +269,6 @@ class Corpus:
 
     def _sample(self, family: str, thinking: bool) -> Sample:
         source, real = self.source, self._real
-        if family == "alone":
-            task = source.random.choices(self._tasks, self._task_weights)[0]
-            return families.alone(source, thinking, task)
         if family == "recall":
             return families.recall_near(source, thinking)
         if family == "shell":

@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     add("--muon-rate", type=float, default=2e-3)
     add("--adam-rate", type=float, default=1.2e-3)
     add("--decay", type=float, default=0.05)
+    add("--plateau", type=float, default=0.3, help="progress at which the rate begins to fall")
     add("--config", type=json.loads, default={}, help="JSON that replaces fields of Config")
     add("--seed", type=int, default=1)
     add("--eval-samples", type=int, default=60, help="of each family and mode; 0 for none")
@@ -66,11 +67,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rate_factor(progress: float) -> float:
-    """A short warm-up, a plateau, then linearly down to 0.02."""
-    if progress < 0.3:
+def rate_factor(progress: float, plateau: float) -> float:
+    """A short warm-up, a plateau until progress ``plateau``, then linearly down to 0.01."""
+    if progress < plateau:
         return min(progress / 0.02, 1.0)
-    return max(1 - (progress - 0.3) / 0.7, 0.0) * 0.98 + 0.02
+    return max(1 - (progress - plateau) / (1 - plateau), 0.0) * 0.99 + 0.01
 
 
 class Trainer:
@@ -199,15 +200,21 @@ class Trainer:
         self.progress = value
         return bool(value < o.until)
 
-    def length(self) -> int:
-        """Row length of the next step: fewer long rows at the beginning."""
+    def length(self, here: int) -> int:
+        """Row length of the next step: fewer long rows at the beginning.
+
+        One of the first steps of every command has long rows, so that both graphs are compiled
+        before the clock of the progress starts.
+        """
         o = self.options
+        if here < 8:
+            return int(o.long if here == 3 else o.short)
         every = o.long_every if self.progress > 0.2 else 3 * o.long_every
         return int(o.long if self.steps % every == every - 1 else o.short)
 
-    def step(self, factor: float) -> dict[str, Tensor]:
-        """One step; the numbers are read only when they are printed."""
-        length = self.length()
+    def step(self, factor: float, here: int) -> dict[str, Tensor]:
+        """Step ``here`` of this command; the numbers are read only when they are printed."""
+        length = self.length(here)
         rows = self.feeds[length].take(max(1, self.options.tokens // length))
         ids, documents, weights = self.tensors(rows)
         valid = (ids != PAD_ID).float()
@@ -235,7 +242,7 @@ class Trainer:
         clock, seen = time.time(), self.tokens_seen
         here = 0
         while here % 8 or self._advance(first, began):
-            numbers = self.step(rate_factor(self.progress))
+            numbers = self.step(rate_factor(self.progress, self.options.plateau), here)
             here += 1
             if here == 8 and self.options.steps is None:
                 began = time.time() - self.started  # compilation is no progress
