@@ -15,17 +15,20 @@ Order from smallest to largest: {l} | sort the list {l} | Sort the numbers {l} |
 Can you sort {l}? | Sort this list of numbers: {l} | Arrange these numbers in order: {l}
 Sort the following numbers: {l} | Sort these: {l} | Sort in ascending order: {l} | sorted: {l}
 Give me these numbers in order: {l} | Bring {l} into order. | {l} - sort these numbers
-Sort these numbers from small to large: {l}
+Sort these numbers from small to large: {l} | Sort [{l}] | Sort {l} in ascending order.
+Sort {l} from smallest to largest | order {l} | Put {l} in order. | Smallest to largest: {l}
 """)
 _SORT_DOWN = wordings("""
 Sort these numbers in descending order: {l} | Sort in descending order: {l} | Sort descending: {l}
 Order from largest to smallest: {l} | Sort these numbers from large to small: {l}
+Sort {l} in descending order. | Sort {l} from largest to smallest | Largest to smallest: {l}
 """)
 _SORT_WORDS = wordings("""
 Sort these words alphabetically: {l} | Put these words in alphabetical order: {l}
 Sort alphabetically: {l} | Sort these words: {l} | Order these words from a to z: {l}
 Sort the words {l} | Please sort these words: {l} | Arrange alphabetically: {l}
-Sort this list of words: {l} | Can you sort these words: {l}
+Sort this list of words: {l} | Can you sort these words: {l} | Sort {l} alphabetically.
+Put {l} in alphabetical order. | sort {l} | Alphabetical order: {l}
 """)
 _REVERSE = wordings("""
 Reverse this list: {l} | Write this list backwards: {l} | Reverse: {l} | Reverse the list {l}
@@ -97,6 +100,13 @@ def _joined(source: Source, items: list[str]) -> str:
     return source.pick([", ", ", ", " "]).join(items)
 
 
+def _listed(source: Source, items: list[str]) -> str:
+    """As people write lists: sometimes "and" before the last item."""
+    if len(items) > 1 and source.chance(0.12):
+        return f"{', '.join(items[:-1])} and {items[-1]}"
+    return _joined(source, items)
+
+
 def _some_words(source: Source) -> list[str]:
     count = source.integer(3, 7)
     if source.chance(0.7):
@@ -138,7 +148,7 @@ def sort(source: Source) -> Task:
     """
     if source.chance(0.35):
         items = _sortable_words(source)
-        question = source.pick(_SORT_WORDS).format(l=_joined(source, items))
+        question = source.pick(_SORT_WORDS).format(l=_listed(source, items))
         spelled = ", ".join(f"{' '.join(word[:3].lower())} {word}" for word in items)
         in_order = sorted(items)
         reasoning = f"By letters: {spelled}. {_taken_in_turn(items, in_order)}"
@@ -147,7 +157,8 @@ def sort(source: Source) -> Task:
     down = source.chance(0.25)
     wording = source.pick(_SORT_DOWN if down else _SORT_UP)
     shown = [str(number) for number in numbers]
-    question = wording.format(l=_joined(source, shown))
+    listed = ",".join(shown) if source.chance(0.08) else _listed(source, shown)
+    question = wording.format(l=listed)
     in_order = [str(number) for number in sorted(numbers, reverse=down)]
     reasoning = f"{'Largest' if down else 'Smallest'} first. {_taken_in_turn(shown, in_order)}"
     return Task("sort", question, reasoning, ", ".join(in_order))

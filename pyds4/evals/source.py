@@ -240,5 +240,6 @@ class Source:
         if self.chance(0.3):
             question = question.rstrip("?.")
         if self.chance(0.1):
-            question += self.pick([" Thanks!", " Thank you.", " please", " pls", "  "])
+            # A bare "please" after a list would be one more item.
+            question += self.pick([" Thanks!", " Thank you.", ", please", ", please.", "  "])
         return question

@@ -45,8 +45,8 @@ _ALONE: dict[str, float] = {
 _SHARES: dict[str, float] = {
     "text": 2,
     "chat": 8,
-    "persona": 3,
-    "remember": 3,
+    "persona": 2,
+    "remember": 4,
     "recall": 7,
     "recall_turns": 2,
     "tool": 12,
