@@ -7,6 +7,15 @@ extension RowFormat {
     }
 }
 
+extension gpu_indexer {
+    /// For `indexer_top_k` alone.
+    init(format: gpu_row_format, n: UInt32, heads: UInt32, ratio: UInt32, rows_per_page: UInt32, stride: UInt32,
+         top: UInt32, scale: Float, table_stride: UInt32) {
+        self.init(format: format, n: n, heads: heads, ratio: ratio, rows_per_page: rows_per_page, stride: stride, top: top,
+                  scale: scale, table_stride: table_stride, tokens: 0, unused: 0)
+    }
+}
+
 extension GPUBackend {
     public func ropeTable(_ positions: IntTensor, _ frequencies: Vector) throws -> Tensor {
         let table = try arena.tensor(positions.count, frequencies.count, 2)
@@ -74,10 +83,26 @@ extension GPUBackend {
 
     /// Scores of this many bytes are kept at once.
     private static let scoreByteCount = 256 << 20
-    private static let indexRows = 64
+    private static let indexRows = 32
+    private static let indexManyRows = 256
+    private static let indexPlainRows = 64
+    /// Threadgroups that keep a large device busy while others begin and end.
+    private static let indexGroups = 1024
+    private static let indexDim = 128
 
     public func selectRows(_ call: SelectionCall, of rows: RowStore) throws -> RowSelection {
         try selectRows([call], of: [rows])[0]
+    }
+
+    /// How scores are computed: threadgroups, and the tokens that each takes one after another (0: a single one).
+    ///
+    /// Rows in FP4 are multiplied on the matrix units, where they are exact: also where only f32 is allowed.
+    private func indexGrid(_ format: RowFormat, room: Int, tokens n: Int, isApart: Bool) -> (tokens: Int, (Int, Int, Int)) {
+        func blocks(_ rows: Int) -> Int { (room + rows - 1) / rows }
+        guard format.kind == .fp4, format.dim == Self.indexDim else { return (0, (blocks(Self.indexPlainRows), n, 1)) }
+        guard !isApart, n > Self.fewTokens else { return (0, (blocks(Self.indexRows), n, 1)) }
+        let columns = blocks(Self.indexManyRows), tokens = max(8, min(64, n * columns / Self.indexGroups))
+        return (tokens, (columns, (n + tokens - 1) / tokens, 1))
     }
 
     public func selectRows(_ calls: [SelectionCall], of stores: [RowStore]) throws -> [RowSelection] {
@@ -85,21 +110,22 @@ extension GPUBackend {
         let isApart = calls.count > 1, n = isApart ? calls.count : call.q.rows
         precondition(calls.enumerated().allSatisfy { $1.q.floats == call.q.floats + $0 * call.q.width })
         let sessions = try sessionTable(stores.map { (nil, $0) })
-        let room = max(sessions.room, Self.indexRows), top = min(call.top, room)
+        let room = max(sessions.room, 1), top = min(call.top, room)
         let selected = try arena.intTensor(n, top), counts = try arena.intTensor(n)
         let most = max(1, min(n, Self.scoreByteCount / (room * 4)))
         let mark = arena.mark()
         let scores = try arena.tensor(most, room)
         for first in stride(from: 0, to: n, by: most) {
             let part = first..<min(first + most, n)
+            let (tokens, grid) = indexGrid(format, room: room, tokens: part.count, isApart: isApart)
             let arguments = gpu_indexer(
                 format: format.gpu, n: UInt32(part.count), heads: UInt32(call.heads), ratio: UInt32(call.ratio),
                 rows_per_page: UInt32(stores[0].rowsPerPage), stride: UInt32(room), top: UInt32(top), scale: call.scale,
-                table_stride: sessions.stride)
+                table_stride: sessions.stride, tokens: UInt32(tokens), unused: 0)
             let positions = call.positions.ints + first
             // All rows are kept while there are not more than that: their scores do not matter.
             if room > top {
-                dispatch(.indexer_score, ((room + Self.indexRows - 1) / Self.indexRows, part.count, 1),
+                dispatch(.indexer_score, grid,
                          [(call.q.floats + first * call.q.width).raw, (call.weights.floats + first * call.weights.width).raw,
                           sessions.address + Int(sessions.stride) * 8 * first, positions.raw, scores.floats.raw], arguments)
             }

@@ -33,9 +33,6 @@ public final class GPUBackend: Backend {
     public func load(_ weights: [Matrix], _ tables: [IntTable]) throws {
         try device.prepare(types: GPUWeights.types(of: weights, isUnified: device.isUnified))
         let mixers = weights.filter { $0.name.contains("hc_") }
-        for m in mixers where m.columns > 4 * 8192 {
-            throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU takes at most 32768")
-        }
         for m in weights where m.columns % 32 != 0 {
             throw ComputeError.device("\(m.name): \(m.columns) columns; the GPU needs a multiple of 32")
         }
@@ -192,6 +189,11 @@ public final class GPUBackend: Backend {
         return streams
     }
 
+    /// Up to so many tokens each output is a threadgroup; above, four of them read a token's streams once.
+    private static let fewMixes = 16
+    /// Tokens of a threadgroup of `hc_enter` that makes their ways out.
+    private static let hcThreads = GPUKernel.hc_enter.threads
+
     private func hcMix(_ streams: Tensor, _ w: HyperConnectionWeights, _ epsilon: Float) throws -> (Tensor, gpu_hc) {
         let fn = weights[w.fn], outputs = w.fn.rows
         var call = hc(streams.rows, streams.width / 4)
@@ -202,8 +204,12 @@ public final class GPUBackend: Backend {
         call.input_epsilon = epsilon
         call.type = fn.type
         call.plane = fn.plane
-        let mix = try arena.tensor(streams.rows, outputs + 1)
-        dispatch(.hc_mix, (outputs + 1, streams.rows, 1), [streams.floats.raw, fn.address, mix.floats.raw], call)
+        let isMany = streams.rows > Self.fewMixes && outputs == 24 && call.dim % 128 == 0 && fn.type != GPU_Q8_0
+        call.parts = isMany ? 4 : 1
+        let mix = try arena.tensor(streams.rows, Int(call.parts) * (outputs + 4))
+        let kernel: GPUKernel = isMany ? .hc_mix_many : .hc_mix
+        dispatch(kernel, isMany ? (4, (streams.rows + 31) / 32, 1) : (outputs + 1, streams.rows, 1),
+                 [streams.floats.raw, fn.address, mix.floats.raw], call)
         return (mix, call)
     }
 
@@ -212,7 +218,7 @@ public final class GPUBackend: Backend {
         let (mix, call) = try hcMix(streams, w, epsilon), n = streams.rows
         let out = HyperConnectionMix(pre: mix, post: try arena.tensor(n, 4), comb: try arena.tensor(n, 4, 4))
         let x = try arena.tensor(n, streams.width / 4)
-        dispatch(.hc_enter, (2, n, 1),
+        dispatch(.hc_enter, ((n + Self.hcThreads - 1) / Self.hcThreads + n, 1, 1),
                  [mix.floats.raw, try weights[w.scale], try weights[w.base], streams.floats.raw, try weights[norm],
                   out.post.floats.raw, out.comb.floats.raw, x.floats.raw], call)
         return (x, out)

@@ -14,7 +14,7 @@ inline float reduce_sum(float value, threadgroup float *partial, ushort simdgrou
 }
 
 inline float reduce_rms(float squares, uint count, float epsilon) {
-    return 1.0f / sqrt(squares / float(count) + epsilon);
+    return rsqrt(squares * (1.0f / float(count)) + epsilon);
 }
 
 #endif

@@ -107,6 +107,8 @@ struct gpu_hc {
     float input_epsilon; /* of the sublayer's norm */
     uint32_t type;       /* of fn */
     uint64_t plane;
+    uint32_t parts; /* of each output, to be added */
+    uint32_t unused;
 };
 
 struct gpu_row_format {
@@ -148,6 +150,8 @@ struct gpu_indexer {
     uint32_t top;
     float scale;
     uint32_t table_stride;
+    uint32_t tokens; /* consecutive ones that a threadgroup of scores takes; 0: one */
+    uint32_t unused;
 };
 
 struct gpu_attention {

@@ -95,7 +95,7 @@ def test_top_rows_are_the_highest_and_ascend(mode: str, visible: int) -> None:
     top = 8
     scores = np.round(_random(1, visible), 1)  # many are equal: the lower row wins
     selected, counts = np.full((1, top), -1, np.int32), np.zeros(1, np.int32)
-    call = struct.pack("<4I", 0, 0, 0, 0) + struct.pack("<6IfI", 1, 1, 1, 1, visible, top, 1.0, 0)
+    call = bytes(16) + struct.pack("<6If3I", 1, 1, 1, 1, visible, top, 1.0, 0, 0, 0)
     positions = np.array([visible - 1], np.int32)
     _run(mode, "indexer_top_k", [scores, positions, selected, counts, call], (1,), 1024)
     best = np.lexsort((np.arange(visible), -scores[0]))[:top]

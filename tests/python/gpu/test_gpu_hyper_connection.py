@@ -1,0 +1,141 @@
+"""The hyper-connection kernels against double precision."""
+
+from __future__ import annotations
+
+import struct
+
+import gpu_emulator
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+F32, F64 = np.float32, np.float64
+MODES = pytest.mark.parametrize("mode", ["fast", "race"])
+GPU_F32, GPU_F16 = 0, 1
+ITERATIONS, NORM_EPSILON, EPSILON, INPUT_EPSILON = 20, 1e-6, 1e-5, 2e-6
+
+
+def _random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
+
+
+def _nan(*shape: int) -> NDArray[np.float32]:
+    """Output that a kernel must overwrite."""
+    return np.full(shape, np.nan, F32)
+
+
+def _call(n: int, dim: int, outputs: int, kind: int, parts: int) -> bytes:
+    numbers = (n, dim, outputs, ITERATIONS, NORM_EPSILON, EPSILON, INPUT_EPSILON, kind, 0, parts, 0)
+    return struct.pack("<4I3fIQ2I", *numbers)
+
+
+def _run(
+    mode: str, kernel: str, buffers: list[gpu_emulator.Buffer], grid: tuple[int, ...], threads: int
+) -> None:
+    complaint = gpu_emulator.run(
+        gpu_emulator.library(mode), kernel, buffers, grid=grid, threads=threads
+    )
+    assert not complaint
+
+
+def _mixed(streams: NDArray[np.float32], fn: NDArray[np.floating]) -> NDArray[np.float64]:
+    """All outputs and the sum of squares of each token."""
+    x = streams.reshape(len(streams), -1).astype(F64)
+    return np.concatenate([x @ fn.astype(F64).T, (x**2).sum(1, keepdims=True)], axis=1)
+
+
+@MODES
+@pytest.mark.parametrize(("dim", "outputs"), [(64, 24), (96, 4), (512, 24)])
+def test_each_output_is_a_product_with_all_four_streams(mode: str, dim: int, outputs: int) -> None:
+    streams, fn = _random(3, 4, dim), _random(outputs, 4 * dim, seed=1).astype(np.float16)
+    mix = _nan(3, outputs + 4)
+    call = _call(3, dim, outputs, GPU_F16, 1)
+    _run(mode, "hc_mix", [streams, fn, mix, call], (outputs + 1, 3), 1024)
+    np.testing.assert_allclose(mix[:, : outputs + 1], _mixed(streams, fn), rtol=1e-5, atol=1e-4)
+
+
+@MODES
+@pytest.mark.parametrize("n", [1, 31, 33])
+@pytest.mark.parametrize(("dim", "kind"), [(128, GPU_F16), (384, GPU_F32)])
+def test_parts_of_many_tokens_add_up_to_each_output(mode: str, n: int, dim: int, kind: int) -> None:
+    streams, fn = _random(n, 4, dim), _random(24, 4 * dim, seed=1)
+    if kind == GPU_F16:
+        fn = fn.astype(np.float16)
+    mix = _nan(n, 4, 28)
+    call = _call(n, dim, 24, kind, 4)
+    _run(mode, "hc_mix_many", [streams, fn, mix, call], (4, (n + 31) // 32), 256)
+    summed = mix.astype(F64).sum(1)[:, :25]
+    np.testing.assert_allclose(summed, _mixed(streams, fn), rtol=1e-5, atol=1e-4)
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _sinkhorn(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One matrix of a token: softmax of rows, then columns and rows in turn."""
+    v = np.exp(v - v.max(-1, keepdims=True))
+    v = v / v.sum(-1, keepdims=True) + EPSILON
+    v = v / (v.sum(-2, keepdims=True) + EPSILON)
+    for _ in range(ITERATIONS - 1):
+        v = v / (v.sum(-1, keepdims=True) + EPSILON)
+        v = v / (v.sum(-2, keepdims=True) + EPSILON)
+    return v
+
+
+def _collapsed(
+    streams: NDArray[np.float32], pre: NDArray[np.float64], norm: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    x = (streams.astype(F64) * pre[:, :, None]).sum(1)
+    return np.asarray(x / np.sqrt((x**2).mean(1, keepdims=True) + INPUT_EPSILON) * norm)
+
+
+# More than a thread of the way in keeps in registers is 4,096; a threadgroup makes 512 ways out.
+@MODES
+@pytest.mark.parametrize(
+    ("n", "dim", "parts"), [(1, 64, 1), (3, 2080, 4), (1, 4096, 1), (2, 6208, 4), (513, 32, 1)]
+)
+def test_way_in_is_a_normed_sum_and_the_way_out_is_doubly_stochastic(
+    mode: str, n: int, dim: int, parts: int
+) -> None:
+    streams, norm = _random(n, 4, dim), _random(dim, seed=1)
+    lines = _random(n, parts, 28, seed=2)
+    lines[:, :, 24] = dim * 4.0 / parts  # of unit variance
+    scale, base = np.array([1.5, 0.75, 2.0], F32), _random(24, seed=3)
+    post, comb, x = _nan(n, 4), _nan(n, 4, 4), _nan(n, dim)
+    call = _call(n, dim, 24, GPU_F16, parts)
+    buffers: list[gpu_emulator.Buffer] = [lines, scale, base, streams, norm, post, comb, x, call]
+    _run(mode, "hc_enter", buffers, ((n + 511) // 512 + n,), 512)
+    mix = lines.astype(F64).sum(1)
+    mix = mix[:, :24] / np.sqrt(mix[:, 24:25] / (4 * dim) + NORM_EPSILON)
+    mix = mix * np.repeat(scale.astype(F64), [4, 4, 16]) + base
+    np.testing.assert_allclose(post, 2 * _sigmoid(mix[:, 4:8]), rtol=2e-6)
+    wanted = _sinkhorn(mix[:, 8:].reshape(n, 4, 4))
+    np.testing.assert_allclose(comb, wanted, rtol=1e-5, atol=1e-7)
+    wanted = _collapsed(streams, _sigmoid(mix[:, :4]) + EPSILON, norm)
+    np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=2e-6)
+
+
+@MODES
+def test_head_is_the_way_in_alone(mode: str) -> None:
+    n, dim = 2, 160
+    streams, norm, lines = _random(n, 4, dim), _random(dim, seed=1), _random(n, 8, seed=2)
+    lines[:, 4] = dim * 4.0
+    scale, base, x = np.array([1.5], F32), _random(4, seed=3), _nan(n, dim)
+    call = _call(n, dim, 4, GPU_F16, 1)
+    _run(mode, "hc_head", [lines, scale, base, streams, norm, x, call], (n,), 512)
+    mix = lines[:, :4].astype(F64) / np.sqrt(1 + NORM_EPSILON) * 1.5 + base
+    wanted = _collapsed(streams, _sigmoid(mix) + EPSILON, norm)
+    np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=2e-6)
+
+
+@MODES
+def test_leaving_mixes_streams_and_adds_the_result_to_each(mode: str) -> None:
+    n, dim = 3, 300
+    streams, y = _random(n, 4, dim), _random(n, dim, seed=1)
+    post, comb = _random(n, 4, seed=2), _random(n, 4, 4, seed=3)
+    wanted = np.einsum("nij,nid->njd", comb.astype(F64), streams.astype(F64))
+    wanted += post[:, :, None].astype(F64) * y[:, None]
+    call = _call(n, dim, 24, GPU_F16, 1)
+    _run(mode, "hc_leave", [y, post, comb, streams, call], (2, n), 256)
+    np.testing.assert_allclose(streams, wanted, rtol=1e-5, atol=1e-5)
