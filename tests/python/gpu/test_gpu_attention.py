@@ -1,4 +1,4 @@
-"""The kernels of the indexer and of attention in the checking emulator, against double precision."""
+"""Kernels of the indexer and of attention in the checking emulator, against double precision."""
 
 from __future__ import annotations
 
