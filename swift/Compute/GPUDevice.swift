@@ -61,7 +61,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
             512
         case .hc_mix, .indexer_top_k, .experts_sort, .sampling_scan:
             1024
-        case .rope_queries_f32, .kv_key_rows, .kv_index_queries, .router_top_k, .router_hash:
+        case .rope_queries_f32, .kv_key_rows, .kv_index_queries, .router_hash:
             32
         default:
             256

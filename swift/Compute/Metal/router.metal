@@ -6,7 +6,7 @@
 // scores = sqrt(softplus(logits)); the highest of score + bias (ties: the lower id); weights = their
 // scores / sum · scale.
 //
-// Grid       one simdgroup a token
+// Grid       one threadgroup a token; of router_hash one simdgroup
 // Precision  f32
 // CPU twin   CKernels/router.c
 // Origin     ours
@@ -15,7 +15,7 @@
 using namespace metal;
 
 #define ROUTER_MOST 1024
-#define ROUTER_MOST_USED 32
+#define ROUTER_THREADS 256
 
 inline float router_score(float logit) {
     // log(1 + e^x): for small e^x the series is closer than the sum's rounding.
@@ -24,46 +24,83 @@ inline float router_score(float logit) {
     return sqrt(logit > 20.0f ? logit : soft);
 }
 
-// Lane j < used holds id j.
-inline void router_weigh(device const float *logits, uint id, uint used, float scale, device float *weights,
-                         ushort lane) {
-    const float score = lane < used ? router_score(logits[id]) : 0.0f;
-    const float sum = simd_sum(score);
+// Lane j < used holds the score of place j.
+inline void router_weigh(float score, uint used, float scale, device float *weights, ushort lane) {
+    const float sum = simd_sum(lane < used ? score : 0.0f);
     if (lane < used) { weights[lane] = score / sum * scale; }
 }
 
-[[max_total_threads_per_threadgroup(32)]]
+// Larger for larger keys; a NaN comes behind all numbers, and 0 behind that. A key is never -0.
+inline uint router_order(float key) {
+    const uint bits = as_type<uint>(key);
+    return key != key ? 1u : (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
+inline uint router_most(uint v) {
+#ifdef MSL_CUDA
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    return simd_max(v);
+#endif
+}
+
+inline uint router_least(uint v) {
+#ifdef MSL_CUDA
+    return __reduce_min_sync(0xffffffffu, v);
+#else
+    return simd_min(v);
+#endif
+}
+
+// One simdgroup takes the `used` highest of up to 32 · EACH keys, one after the other. Lane j gets place j.
+template <ushort EACH>
+inline uint router_choose(threadgroup const uint *keys, uint experts, uint used, ushort lane) {
+    uint own[EACH];
+    #pragma unroll
+    for (ushort i = 0; i < EACH; ++i) { own[i] = 32u * i + lane < experts ? keys[32 * i + lane] : 0u; }
+    uint mine = 0;
+    for (uint j = 0; j < used; ++j) {
+        uint best = own[0], at = 0;
+        #pragma unroll
+        for (ushort i = 1; i < EACH; ++i) {
+            at = own[i] > best ? i : at;
+            best = max(best, own[i]);
+        }
+        const uint most = router_most(best), id = 32 * at + lane;
+        const uint chosen = router_least(best == most ? id : 0xffffu);
+        #pragma unroll
+        for (ushort i = 0; i < EACH; ++i) { own[i] = 32u * i + lane == chosen ? 0u : own[i]; }
+        mine = lane == j ? chosen : mine;
+    }
+    return mine;
+}
+
+[[max_total_threads_per_threadgroup(ROUTER_THREADS)]]
 kernel void router_top_k(device const float *logits   [[buffer(0)]],
                          device const float *bias     [[buffer(1)]],
                          device int *ids              [[buffer(2)]],
                          device float *weights        [[buffer(3)]],
                          constant gpu_router &p       [[buffer(4)]],
                          uint token                   [[threadgroup_position_in_grid]],
+                         ushort tid                   [[thread_index_in_threadgroup]],
+                         ushort sg                    [[simdgroup_index_in_threadgroup]],
                          ushort lane                  [[thread_index_in_simdgroup]])
 {
-    threadgroup float keys[ROUTER_MOST];
+    threadgroup uint keys[ROUTER_MOST];
+    threadgroup float scores[ROUTER_MOST];
     device const float *line = logits + ulong(token) * p.experts;
-    for (uint e = lane; e < p.experts; e += 32) {
-        const float key = router_score(line[e]) + bias[e];
-        keys[e] = key == key ? key : -3.0e38f;
+    for (uint e = tid; e < p.experts; e += ROUTER_THREADS) {
+        const float offset = bias[e], logit = line[e], score = router_score(logit);
+        keys[e] = router_order(logit == logit ? score + offset : logit);
+        scores[e] = score;
     }
-    uint mine = 0;
-    for (uint j = 0; j < p.used; ++j) {
-        float best = -3.4e38f;
-        uint id = 0xffffu;
-        for (uint e = lane; e < p.experts; e += 32) {
-            if (keys[e] > best) {
-                best = keys[e];
-                id = e;
-            }
-        }
-        const float most = simd_max(best);
-        const uint chosen = simd_min(best == most ? id : 0xffffu);
-        if (lane == chosen % 32u) { keys[chosen] = -3.4e38f; }
-        if (lane == j) { mine = chosen; }
-    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg != 0) { return; }
+    const uint mine = p.experts <= 256 ? router_choose<8>(keys, p.experts, p.used, lane)
+                    : p.experts <= 512 ? router_choose<16>(keys, p.experts, p.used, lane)
+                    : router_choose<32>(keys, p.experts, p.used, lane);
     if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(mine); }
-    router_weigh(line, mine, p.used, p.scale, weights + ulong(token) * p.used, lane);
+    router_weigh(scores[mine], p.used, p.scale, weights + ulong(token) * p.used, lane);
 }
 
 [[max_total_threads_per_threadgroup(32)]]
@@ -78,5 +115,6 @@ kernel void router_hash(device const float *logits   [[buffer(0)]],
 {
     const uint id = lane < p.used ? uint(table[ulong(tokens[token]) * p.used + lane]) : 0u;
     if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(id); }
-    router_weigh(logits + ulong(token) * p.experts, id, p.used, p.scale, weights + ulong(token) * p.used, lane);
+    const float score = router_score(logits[ulong(token) * p.experts + id]);
+    router_weigh(score, p.used, p.scale, weights + ulong(token) * p.used, lane);
 }

@@ -104,14 +104,20 @@ def test_top_rows_are_the_highest_and_ascend(mode: str, visible: int) -> None:
 
 
 @MODES
-def test_router_takes_the_best_experts_and_weighs_them(mode: str) -> None:
-    logits, bias = _random(5, 40) * 4, _random(40, seed=1)
+@pytest.mark.parametrize("experts", [40, 256, 384, 1000])
+def test_router_takes_the_best_experts_and_weighs_them(mode: str, experts: int) -> None:
+    logits, bias = _random(5, experts) * 4, _random(experts, seed=1)
+    logits[3] = -5
+    bias[:9] = bias.max() + 1
+    logits[3, 7:9] = 2  # the others are equal, and so are these: the lower id is first
+    logits[4, 3] = np.nan
     ids, weights = np.full((5, 6), -1, np.int32), _nan(5, 6)
-    call = struct.pack("<IIfI", 40, 6, 2.5, 0)
-    _run(mode, "router_top_k", [logits, bias, ids, weights, call], (5,), 32)
+    call = struct.pack("<IIfI", experts, 6, 2.5, 0)
+    _run(mode, "router_top_k", [logits, bias, ids, weights, call], (5,), 256)
     scores = np.sqrt(np.log1p(np.exp(logits.astype(np.float64))))
-    wanted = np.argsort(-(scores + bias), axis=1, kind="stable")[:, :6]
+    wanted = np.argsort(-(scores + bias), axis=1, kind="stable")[:, :6]  # NaN comes last
     np.testing.assert_array_equal(ids, wanted)
+    assert ids[3].tolist() == [7, 8, 0, 1, 2, 3]
     chosen = np.take_along_axis(scores, wanted, axis=1)
     np.testing.assert_allclose(weights, chosen / chosen.sum(1, keepdims=True) * 2.5, rtol=1e-5)
 
