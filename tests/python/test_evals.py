@@ -86,7 +86,7 @@ def test_a_seed_means_one_sample(family: str, seed: int, thinking: bool) -> None
     first, second = (families.make(family, seed, thinking) for _ in range(2))
     assert first.prompt().text == second.prompt().text
     assert first.prompt().text != families.make(family, f"{seed}+", thinking).prompt().text or (
-        family in ("greet", "identity", "fact")
+        family in ("greet", "identity", "fact", "remember")
     )
 
 
@@ -163,6 +163,40 @@ def test_every_right_answer_to_a_sort_is_sorted() -> None:
         items = sample.exchanges[0].answer.content.split(", ")
         ordered: list[Any] = [int(x) for x in items] if items[0].isdigit() else items
         assert ordered in (sorted(ordered), sorted(ordered, reverse=True))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_reasoning_of_a_sort_takes_the_items_in_the_order_of_the_answer(seed: int) -> None:
+    answer = families.make("sort", seed, True).exchanges[0].answer
+    items = answer.content.split(", ")
+    steps = answer.reasoning.removesuffix(".").split(". ")[1:]
+    assert [step.split(",")[0] for step in steps] == items
+    for number, step in enumerate(steps[:-1], 1):
+        assert sorted(step.split("left ")[1].split()) == sorted(items[number:])
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_what_is_only_told_is_acknowledged_without_a_call(thinking: bool) -> None:
+    samples = [families.make("remember", seed, thinking) for seed in range(80)]
+    assert any(sample.tools for sample in samples)
+    assert any(not sample.tools for sample in samples)
+    for sample in samples:
+        assert not any(exchange.answer.calls for exchange in sample.exchanges)
+    told = [s.exchanges[0] for s in samples if "remember" in str(s.exchanges[0].asked).lower()]
+    assert len(told) > 10
+    assert {exchange.answer.content for exchange in told} == {"OK, I will remember that."}
+
+
+def test_what_was_told_is_what_is_answered() -> None:
+    asked = 0
+    for seed in range(60):
+        sample = families.make("remember", seed, False)
+        first, last = sample.exchanges[0], sample.exchanges[-1]
+        if last.answer.content.startswith("Your ") and len(sample.exchanges) > 1:
+            asked += 1
+            value = last.answer.content.removesuffix(".").split(" is ")[-1].split()[-1]
+            assert value in str(first.asked)
+    assert asked > 5
 
 
 def test_the_table_adds_up() -> None:
