@@ -53,6 +53,10 @@ _PLACE = wordings("""
 What is the {o} word in this list: {l}? | Which word is the {o} one: {l} | What is the {o} one: {l}
 Give me the {o} item of {l}. | Tell me the {o} word of {l} | Name the {o} item: {l}
 """)
+_KIND = wordings(r"""
+Which of these is the {e} file: {l} | Which file is the {e} file?\n{l} | {l}\nWhich is the {e} file?
+Find the {e} file: {l} | Name the {e} file.\n{l}
+""")
 _OCCURRENCES = wordings("""
 How many {c} are in {w}? | How many {c}'s are in {w}? | How many times does {c} occur in {w}?
 Count the letter {c} in {w}. | How many {c} in {w}? | How many "{c}" are in the word "{w}"?
@@ -215,7 +219,9 @@ def extreme(source: Source) -> Task:
 
 
 def place(source: Source) -> Task:
-    """The n-th item of a list."""
+    """The n-th item of a list, or the file of some kind."""
+    if source.chance(0.3):
+        return _file_of_a_kind(source)
     items = _some_words(source)
     index = source.integer(0, len(items) - 1)
     ordinal = words.ORDINALS[index]
@@ -223,6 +229,15 @@ def place(source: Source) -> Task:
         ordinal = "last"
     question = source.pick(_PLACE).format(o=ordinal, l=_joined(source, items))
     return Task("pick", question, f"The {ordinal} one is {items[index]}.", items[index])
+
+
+def _file_of_a_kind(source: Source) -> Task:
+    """As after listing a folder: names with endings that differ."""
+    names = {name.rsplit(".", 1)[1]: name for name in (source.file_name() for _ in range(6))}
+    kind = source.pick(list(names))
+    joint = source.pick(["\n", "\n", " ", ", "])
+    question = source.pick(_KIND).format(e=kind, l=joint.join(names.values()))
+    return Task("pick", question, f"The {kind} file is {names[kind]}.", names[kind])
 
 
 def letters(source: Source) -> Task:
