@@ -241,5 +241,6 @@ class Source:
             question = question.rstrip("?.")
         if self.chance(0.1):
             # A bare "please" after a list would be one more item.
-            question += self.pick([" Thanks!", " Thank you.", ", please", ", please.", "  "])
+            thanks = self.pick([" Thanks!", " Thank you.", ", please", ", please.", "  "])
+            question = (question.rstrip("?.") if thanks[0] == "," else question) + thanks
         return question
