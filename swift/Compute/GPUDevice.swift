@@ -59,9 +59,9 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
             128
         case .hc_enter, .hc_head:
             512
-        case .hc_mix, .indexer_top_k, .experts_sort, .sampling_scan:
+        case .hc_mix, .compressor_rows, .indexer_top_k, .experts_sort, .sampling_scan:
             1024
-        case .rope_queries_f32, .kv_key_rows, .kv_index_queries, .router_hash:
+        case .router_hash:
             32
         default:
             256

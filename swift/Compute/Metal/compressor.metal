@@ -8,7 +8,7 @@
 // sum of weights, weighted sum, as in compressor.c; a sum of zero means "nothing yet". With overlap: series 0
 // is the first series of the window before, 1 and 2 those of this window.
 //
-// Grid       step: tokens; state: one thread a channel; rows: windows
+// Grid       step: tokens; rows: windows; state: one thread two channels
 // Precision  f32
 // CPU twin   CKernels/compressor.c
 // Origin     ours
@@ -16,49 +16,96 @@
 #include "kv_rows.h"
 using namespace metal;
 
-#define POOL_THREADS 256
+#define POOL_SLICES 4  // that the tokens of a window are cut into
+#define POOL_ROW_THREADS (POOL_SLICES * KV_THREADS)
+#define POOL_NOTHING -1.0e38f
 
-// (maximum, sum of weights, weighted sum)
-inline float3 pool_merge(float3 a, float3 b) {
-    if (a.y == 0.0f) { return b; }
-    if (b.y == 0.0f) { return a; }
-    const float top = max(a.x, b.x), fade_a = exp(a.x - top), fade_b = exp(b.x - top);
-    return float3(top, a.y * fade_a + b.y * fade_b, a.z * fade_a + b.z * fade_b);
+// Running sums of two channels, relative to their maximum: POOL_NOTHING, 0, 0 when there was no token yet.
+struct pool_sums {
+    float2 top;
+    float2 sum;
+    float2 weighted;
+};
+
+inline pool_sums pool_none() {
+    pool_sums v;
+    v.top = float2(POOL_NOTHING);
+    v.sum = float2(0.0f);
+    v.weighted = float2(0.0f);
+    return v;
 }
 
-inline float3 pool_load(device const float *state, uint dim) { return float3(state[0], state[dim], state[2 * dim]); }
-
-inline void pool_store(float3 v, device float *state, uint dim) {
-    state[0] = v.x;
-    state[dim] = v.y;
-    state[2 * dim] = v.z;
+inline pool_sums pool_where(bool isKept, pool_sums v) {
+    v.top = isKept ? v.top : float2(POOL_NOTHING);
+    v.sum = isKept ? v.sum : float2(0.0f);
+    v.weighted = isKept ? v.weighted : float2(0.0f);
+    return v;
 }
 
-// Adds tokens `from` … `to` - 1 of one channel of one series.
-inline float3 pool_tokens(float3 v, device const float *kv, device const float *gate, device const float *bias,
-                          uint from, uint to, uint position, uint ratio, uint width) {
-    for (uint t = from; t < to; ++t) {
-        const float g = gate[ulong(t) * width] + bias[ulong((position + t) % ratio) * width];
-        v = pool_merge(v, float3(g, 1.0f, kv[ulong(t) * width]));
+inline pool_sums pool_merge(pool_sums a, pool_sums b) {
+    pool_sums v;
+    v.top = max(a.top, b.top);
+    const float2 fade_a = exp(a.top - v.top), fade_b = exp(b.top - v.top);
+    v.sum = a.sum * fade_a + b.sum * fade_b;
+    v.weighted = a.weighted * fade_a + b.weighted * fade_b;
+    return v;
+}
+
+inline pool_sums pool_load(device const float *state, uint dim) {
+    pool_sums v;
+    v.top = *(device const float2 *)state;
+    v.sum = *(device const float2 *)(state + dim);
+    v.weighted = *(device const float2 *)(state + 2 * dim);
+    v.top = float2(v.sum.x == 0.0f ? POOL_NOTHING : v.top.x, v.sum.y == 0.0f ? POOL_NOTHING : v.top.y);
+    return v;
+}
+
+inline void pool_store(pool_sums v, device float *state, uint dim) {
+    *(device float2 *)state = float2(v.sum.x == 0.0f ? 0.0f : v.top.x, v.sum.y == 0.0f ? 0.0f : v.top.y);
+    *(device float2 *)(state + dim) = v.sum;
+    *(device float2 *)(state + 2 * dim) = v.weighted;
+}
+
+// Adds tokens `from` … `to` - 1 of one window, N at a time: `place` is the place of `from` in the window.
+template <ushort N>
+inline pool_sums pool_tokens(pool_sums v, device const float *kv, device const float *gate, device const float *bias,
+                             uint from, uint to, uint place, uint width) {
+    for (uint t = from; t < to; t += N) {
+        float2 g[N];
+        float2 x[N];
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) {
+            const uint at = min(t + i, to - 1);
+            g[i] = *(device const float2 *)(gate + ulong(at) * width)
+                 + *(device const float2 *)(bias + ulong(place + at - from) * width);
+            x[i] = *(device const float2 *)(kv + ulong(at) * width);
+        }
+        float2 top = v.top;
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) { top = max(top, g[i]); }
+        const float2 fade = exp(v.top - top);
+        v.top = top;
+        v.sum = v.sum * fade;
+        v.weighted = v.weighted * fade;
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) {
+            const float2 w = t + i < to ? exp(g[i] - top) : float2(0.0f);
+            v.sum += w;
+            v.weighted += w * x[i];
+        }
     }
     return v;
 }
 
-// Norms, rotates and appends v [dim]: by the first simdgroup.
-inline void pool_finish(constant gpu_compressor &p, threadgroup float *v, device const float *norm,
-                        device const float *frequencies, device const kv_page *pages, uint row, ushort lane) {
-    const uint dim = p.format.dim;
-    kv_norm(v, norm, dim, p.epsilon, lane);
-    for (uint i = lane; i < p.rope / 2; i += 32) {
-        // A row sits at the first position of its window.
-        const float angle = float(row * p.ratio) * frequencies[i];
-        kv_turn(v + dim - p.rope + 2 * i, float2(precise::cos(angle), precise::sin(angle)));
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_encode(p.format, v, kv_row(pages, p.rows_per_page, p.format.bytes, row), lane);
+// A row sits at the first position of its window. Thread t's pair of values is from 2·t on.
+inline float2 pool_turn(constant gpu_compressor &p, device const float *frequencies, uint row, ushort tid) {
+    const uint plain = p.format.dim - p.rope;
+    if (2u * tid < plain || 2u * tid >= p.format.dim) { return float2(1.0f, 0.0f); }
+    const float angle = float(row * p.ratio) * frequencies[tid - plain / 2];
+    return float2(precise::cos(angle), precise::sin(angle));
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+[[max_total_threads_per_threadgroup(KV_THREADS)]]
 kernel void compressor_step(device const float *kv            [[buffer(0)]],
                             device const float *gate          [[buffer(1)]],
                             device const float *bias          [[buffer(2)]],
@@ -72,44 +119,43 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
                             ushort lane                       [[thread_index_in_simdgroup]])
 {
-    threadgroup float v[KV_MOST_DIM];
-    const uint dim = p.format.dim, position = uint(positions[token]), place = position % p.ratio;
-    const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    threadgroup float2 shared[KV_THREADS];
+    threadgroup float partial[32];
+    const uint dim = p.format.dim, position = uint(positions[token]), row = position / p.ratio;
+    const uint place = position - row * p.ratio, width = p.overlaps != 0u ? 2 * dim : dim, c = 2u * tid;
     device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    device float *state = (device float *)own[0].rows;
-    kv += ulong(token) * width;
-    gate += ulong(token) * width;
-    const bool ends = place == p.ratio - 1;
-    for (uint c = tid; c < dim; c += POOL_THREADS) {
+    const bool ends = place == p.ratio - 1, isOwn = c < dim;
+    kv += ulong(token) * width + c;
+    gate += ulong(token) * width + c;
+    bias += ulong(place) * width + c;
+    float2 v = float2(0.0f), weight = float2(0.0f);
+    if (isOwn) {
+        device float *state = (device float *)own[0].rows + c;
+        weight = *(device const float2 *)(norm + c);
+        pool_sums sums = pool_load(state, dim);
         if (p.overlaps != 0u) {
-            float3 first = pool_tokens(pool_load(state + 3 * dim + c, dim), kv + c, gate + c, bias + c, 0, 1, position,
-                                       p.ratio, width);
-            float3 second = pool_tokens(pool_load(state + 6 * dim + c, dim), kv + dim + c, gate + dim + c,
-                                        bias + dim + c, 0, 1, position, p.ratio, width);
-            if (ends) {
-                const float3 row = pool_merge(pool_load(state + c, dim), second);
-                v[c] = row.z / row.y;
-                pool_store(first, state + c, dim);
-                first = float3(0.0f);
-                second = float3(0.0f);
-            }
-            pool_store(first, state + 3 * dim + c, dim);
-            pool_store(second, state + 6 * dim + c, dim);
+            pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
+            first = pool_tokens<1>(first, kv, gate, bias, 0, 1, 0, width);
+            second = pool_tokens<1>(second, kv + dim, gate + dim, bias + dim, 0, 1, 0, width);
+            sums = pool_merge(sums, second);
+            if (ends) { pool_store(first, state, dim); }
+            pool_store(pool_where(!ends, first), state + 3 * dim, dim);
+            pool_store(pool_where(!ends, second), state + 6 * dim, dim);
         } else {
-            float3 own = pool_tokens(pool_load(state + c, dim), kv + c, gate + c, bias + c, 0, 1, position, p.ratio,
-                                     width);
-            if (ends) {
-                v[c] = own.z / own.y;
-                own = float3(0.0f);
-            }
-            pool_store(own, state + c, dim);
+            sums = pool_tokens<1>(sums, kv, gate, bias, 0, 1, 0, width);
+            pool_store(pool_where(!ends, sums), state, dim);
         }
+        v = sums.weighted / sums.sum;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, own + 1, position / p.ratio, lane); }
+    if (!ends) { return; }
+    device uchar *to = kv_row(own + 1, p.rows_per_page, p.format.bytes, row);
+    const float2 turn = pool_turn(p, frequencies, row, tid);
+    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
+    kv_encode(p.format, v, shared, to, tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+// The tokens of a window are cut into slices of consecutive ones; KV_THREADS threads take each.
+[[max_total_threads_per_threadgroup(POOL_ROW_THREADS)]]
 kernel void compressor_rows(device const float *kv            [[buffer(0)]],
                             device const float *gate          [[buffer(1)]],
                             device const float *bias          [[buffer(2)]],
@@ -123,68 +169,92 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
                             ushort lane                       [[thread_index_in_simdgroup]])
 {
-    threadgroup float v[KV_MOST_DIM];
+    threadgroup float2 parts[POOL_SLICES - 1][3][KV_THREADS];
+    threadgroup float partial[32];
     const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
-    const uint width = p.overlaps != 0u ? 2 * dim : dim;
-    device const float *state = (device const float *)sessions[0].rows;
+    const uint width = p.overlaps != 0u ? 2 * dim : dim, slice = tid / KV_THREADS, c = 2u * (tid % KV_THREADS);
+    device const float *state = (device const float *)sessions[0].rows + c;
     // Tokens of this window and of the one before, of those in this call.
     const uint end = (row + 1) * p.ratio - position;
     const uint begin = window == 0 ? 0 : end - p.ratio;
     const uint before = begin < p.ratio ? 0 : begin - p.ratio;
-    const float3 none = float3(0.0f);
-    for (uint c = tid; c < dim; c += POOL_THREADS) {
-        float3 pooled;
+    const uint length = (end - begin + POOL_SLICES - 1) / POOL_SLICES, from = min(begin + slice * length, end);
+    float2 v = float2(0.0f), weight = float2(0.0f);
+    pool_sums sums = pool_none();
+    if (c < dim) {
+        weight = *(device const float2 *)(norm + c);
+        // What the state has of both windows, then the tokens of this call.
+        if (slice == 0 && window == 0) { sums = pool_load(p.overlaps != 0u ? state + 6 * dim : state, dim); }
+        device const float *x = kv + c, *g = gate + c, *b = bias + c;
         if (p.overlaps != 0u) {
-            // Of the window before: what the state has of it, then its tokens of this call.
-            const float3 kept = window == 0 ? pool_load(state + c, dim)
-                              : window == 1 ? pool_load(state + 3 * dim + c, dim) : none;
-            const float3 first = window == 0 ? kept
-                : pool_tokens(kept, kv + c, gate + c, bias + c, before, begin, position, p.ratio, width);
-            const float3 second = pool_tokens(window == 0 ? pool_load(state + 6 * dim + c, dim) : none, kv + dim + c,
-                                              gate + dim + c, bias + dim + c, begin, end, position, p.ratio, width);
-            pooled = pool_merge(first, second);
-        } else {
-            pooled = pool_tokens(window == 0 ? pool_load(state + c, dim) : none, kv + c, gate + c, bias + c, begin, end,
-                                 position, p.ratio, width);
+            if (slice == 0 && window < 2) { sums = pool_merge(sums, pool_load(state + 3 * dim * window, dim)); }
+            if (window > 0) {
+                const uint earlier = (begin - before + POOL_SLICES - 1) / POOL_SLICES;
+                const uint start = min(before + slice * earlier, begin);
+                sums = pool_tokens<4>(sums, x, g, b, start, min(start + earlier, begin), (position + start) % p.ratio,
+                                      width);
+            }
+            x += dim;
+            g += dim;
+            b += dim;
         }
-        v[c] = pooled.z / pooled.y;
+        sums = pool_tokens<4>(sums, x, g, b, from, min(from + length, end), (position + from) % p.ratio, width);
+        if (slice != 0) {
+            parts[slice - 1][0][c / 2] = sums.top;
+            parts[slice - 1][1][c / 2] = sums.sum;
+            parts[slice - 1][2][c / 2] = sums.weighted;
+        }
     }
+    const float2 turn = slice == 0 ? pool_turn(p, frequencies, row, tid) : float2(1.0f, 0.0f);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg == 0) { pool_finish(p, v, norm, frequencies, sessions + 1, row, lane); }
+    if (slice == 0 && c < dim) {
+        for (ushort other = 0; other < POOL_SLICES - 1; ++other) {
+            pool_sums more;
+            more.top = parts[other][0][tid];
+            more.sum = parts[other][1][tid];
+            more.weighted = parts[other][2][tid];
+            sums = pool_merge(sums, more);
+        }
+        v = sums.weighted / sums.sum;
+    }
+    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
+    kv_encode(p.format, v, parts[0][0], kv_row(sessions + 1, p.rows_per_page, p.format.bytes, row), tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+[[max_total_threads_per_threadgroup(256)]]
 kernel void compressor_state(device const float *kv            [[buffer(0)]],
                              device const float *gate          [[buffer(1)]],
                              device const float *bias          [[buffer(2)]],
                              device const int *positions       [[buffer(3)]],
                              device const kv_page *sessions    [[buffer(4)]],
                              constant gpu_compressor &p        [[buffer(5)]],
-                             uint c                            [[thread_position_in_grid]])
+                             uint tid                          [[thread_position_in_grid]])
 {
-    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
+    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n, c = 2 * tid;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
     if (c >= dim) { return; }
-    device float *state = (device float *)sessions[0].rows;
+    device float *state = (device float *)sessions[0].rows + c;
     const uint windows = (position + n) / p.ratio - position / p.ratio;
     // Where the unfinished window begins among these tokens.
     const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;
-    const float3 none = float3(0.0f);
+    const uint place = (position + begin) % p.ratio;
+    kv += c;
+    gate += c;
+    bias += c;
     if (p.overlaps == 0u) {
-        const float3 kept = windows == 0 ? pool_load(state + c, dim) : none;
-        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, begin, n, position, p.ratio, width), state + c, dim);
+        const pool_sums kept = pool_where(windows == 0, pool_load(state, dim));
+        pool_store(pool_tokens<4>(kept, kv, gate, bias, begin, n, place, width), state, dim);
         return;
     }
-    const float3 first_kept = pool_load(state + 3 * dim + c, dim), second_kept = pool_load(state + 6 * dim + c, dim);
+    const pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
     if (windows > 0) {
         // The first series of the last finished window.
-        const float3 kept = windows == 1 ? first_kept : none;
         const uint from = windows == 1 ? 0 : begin - p.ratio;
-        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, from, begin, position, p.ratio, width), state + c,
-                   dim);
+        pool_store(pool_tokens<4>(pool_where(windows == 1, first), kv, gate, bias, from, begin,
+                                  (position + from) % p.ratio, width), state, dim);
     }
-    pool_store(pool_tokens(windows == 0 ? first_kept : none, kv + c, gate + c, bias + c, begin, n, position, p.ratio,
-                           width), state + 3 * dim + c, dim);
-    pool_store(pool_tokens(windows == 0 ? second_kept : none, kv + dim + c, gate + dim + c, bias + dim + c, begin, n,
-                           position, p.ratio, width), state + 6 * dim + c, dim);
+    pool_store(pool_tokens<4>(pool_where(windows == 0, first), kv, gate, bias, begin, n, place, width),
+               state + 3 * dim, dim);
+    pool_store(pool_tokens<4>(pool_where(windows == 0, second), kv + dim, gate + dim, bias + dim, begin, n, place,
+                              width), state + 6 * dim, dim);
 }

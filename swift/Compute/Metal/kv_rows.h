@@ -3,9 +3,11 @@
 #define PYDS4_KV_ROWS_H
 #include <metal_stdlib>
 #include "kernel_args.h"
+#include "reduce.h"
 using namespace metal;
 
 #define KV_MOST_DIM 512
+#define KV_THREADS (KV_MOST_DIM / 2)
 
 // A page of rows. Its address is the GPU's.
 struct kv_page {
@@ -21,11 +23,12 @@ inline device uchar *kv_row(device const kv_page *pages, uint rows_per_page, uin
     return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
 }
 
-// The biased exponent of the smallest power of two >= x; 0 stands for 2^-127.
+// The biased exponent of the smallest power of two >= x, 2^119 at most so that the largest code stays finite;
+// 0 stands for 2^-127.
 inline uint kv_exponent_above(float x) {
     const uint bits = as_type<uint>(x);
     const uint e = ((bits >> 23) & 0xffu) + ((bits & 0x7fffffu) != 0u ? 1u : 0u);
-    return min(e, 254u);
+    return min(e, 246u);
 }
 
 // 2^(e - 127) and its inverse.
@@ -142,87 +145,95 @@ inline float kv_share_rope(thread kv_share &v, uint i, uint t, uint threads) {
     return float(int(bits << 11) >> 11) * (kv_power(v.scales.y >> 24) * 9.5367431640625e-7f);
 }
 
-// One simdgroup rotates v [dim] in threadgroup memory by Sylvester's matrix / √dim.
-inline void kv_hadamard(threadgroup float *v, uint dim, ushort lane) {
-    for (uint step = 1; step < dim; step *= 2) {
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint i = lane; i < dim / 2; i += 32) {
-            const uint at = i / step * 2 * step + i % step;
-            const float a = v[at], b = v[at + step];
-            v[at] = a + b;
-            v[at + step] = a - b;
+// While a row is made, thread t of a threadgroup holds its values 2·t and 2·t + 1, and 0 from dim on: a block of
+// an FP8 row is a simdgroup, a pair that is rotated together a thread. Threads from KV_THREADS on hold nothing.
+
+inline float2 kv_norm(float2 v, float2 weight, uint dim, float epsilon, threadgroup float *partial, ushort sg,
+                      ushort lane) {
+    return v * reduce_rms(reduce_sum(dot(v, v), partial, KV_THREADS / 32, sg, lane), dim, epsilon) * weight;
+}
+
+// `turn`: cos and sin.
+inline float2 kv_turn(float2 v, float2 turn) {
+    return float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+// A sum, or for the upper one of two a difference.
+inline float kv_butterfly(float own, float other, bool isUpper) { return isUpper ? other - own : own + other; }
+
+// Rotates by Sylvester's matrix / √dim.
+inline float2 kv_hadamard(float2 v, uint dim, threadgroup float2 *shared, ushort tid) {
+    v = float2(v.x + v.y, v.x - v.y);
+    for (ushort bit = 1; bit < 32; bit *= 2) {
+        const float2 other = float2(simd_shuffle_xor(v.x, bit), simd_shuffle_xor(v.y, bit));
+        const bool isUpper = (tid & bit) != 0;
+        if (2u * bit < dim) {
+            v = float2(kv_butterfly(v.x, other.x, isUpper), kv_butterfly(v.y, other.y, isUpper));
         }
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    const float scale = 1.0f / sqrt(float(dim));
-    for (uint i = lane; i < dim; i += 32) { v[i] *= scale; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (ushort bit = 32; 2u * bit < dim; bit *= 2) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (tid < KV_THREADS) { shared[tid] = v; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const float2 other = shared[(tid ^ bit) & (KV_THREADS - 1)];
+        const bool isUpper = (tid & bit) != 0;
+        v = float2(kv_butterfly(v.x, other.x, isUpper), kv_butterfly(v.y, other.y, isUpper));
+    }
+    return v * (1.0f / sqrt(float(dim)));
 }
 
-// The scale of one FP4 block of 32, a lane each.
-inline uint kv_fp4_scale(float v) {
-    return kv_exponent_above(max(simd_max(fabs(v)), 7.052966104933725e-38f) / 6.0f);
+// The scale of an FP4 block whose largest magnitude is `most`.
+inline uint kv_fp4_scale(float most) { return kv_exponent_above(max(most, 7.052966104933725e-38f) / 6.0f); }
+
+// The rotated values of an FP8 row, from threadgroup memory, by one simdgroup; `scales`: theirs and what pads them.
+inline void kv_encode_rope(threadgroup const float *v, uint rope, device uchar *scales, uint scale_bytes, ushort lane) {
+    float most = 0.0f;
+    for (uint i = lane; i < rope; i += 32) { most = max(most, fabs(v[i])); }
+    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
+    const float inverse = kv_inverse_power(scale) * 1048576.0f;
+    if (lane < scale_bytes) { scales[lane] = lane == 0 ? uchar(scale) : uchar(0); }
+    for (uint w = lane; w < (rope + 2) / 3; w += 32) {
+        uint q[3];
+        #pragma unroll
+        for (ushort i = 0; i < 3; ++i) {
+            const float x = 3 * w + i < rope ? v[3 * w + i] * inverse : 0.0f;
+            q[i] = uint(clamp(int(rint(x == x ? clamp(x, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff)) & 0x1fffffu;
+        }
+        *(device uint2 *)(scales + scale_bytes + 8 * w) = uint2(q[0] | q[1] << 21, q[1] >> 11 | q[2] << 10);
+    }
 }
 
-// One simdgroup writes v [dim], in threadgroup memory, as a row. v is changed.
-inline void kv_encode(constant gpu_row_format &f, threadgroup float *v, device uchar *row, ushort lane) {
+// Writes a row. `shared` [KV_THREADS] must be free since the last barrier.
+inline void kv_encode(constant gpu_row_format &f, float2 v, threadgroup float2 *shared, device uchar *row, ushort tid,
+                      ushort sg, ushort lane) {
     if (f.kind == GPU_ROW_F32) {
-        for (uint i = lane; i < f.dim; i += 32) { ((device float *)row)[i] = v[i]; }
+        if (2u * tid < f.dim) { ((device float2 *)row)[tid] = v; }
         return;
     }
     if (f.kind == GPU_ROW_FP4) {
-        kv_hadamard(v, f.dim, lane);
-        for (uint b = 0; b < f.dim / 32; ++b) {
-            const float x = v[32 * b + lane];
-            const uint scale = kv_fp4_scale(x), code = kv_e2m1_encode(x * kv_inverse_power(scale));
-            const uint pair = code | simd_shuffle_xor(code, 1) << 4;
-            if ((lane & 1) == 0) { row[16 * b + lane / 2] = uchar(pair); }
-            if (lane == 0) { row[f.dim / 2 + b] = uchar(scale); }
-        }
+        v = kv_hadamard(v, f.dim, shared, tid);
+        float most = max(fabs(v.x), fabs(v.y));
+        for (ushort bit = 1; bit < 16; bit *= 2) { most = max(most, simd_shuffle_xor(most, bit)); }
+        const uint scale = kv_fp4_scale(most);
+        const float inverse = kv_inverse_power(scale);
+        if (2u * tid >= f.dim) { return; }
+        row[tid] = uchar(kv_e2m1_encode(v.x * inverse) | kv_e2m1_encode(v.y * inverse) << 4);
+        if (lane % 16 == 0) { row[f.dim / 2 + tid / 16] = uchar(scale); }
         return;
     }
     const uint plain = f.dim - f.rope, blocks = plain / 64, scale_bytes = kv_fp8_scale_bytes(f.dim, f.rope);
     device uchar *scales = row + plain;
-    for (uint b = 0; b < blocks; ++b) {
-        const float x = v[64 * b + lane], y = v[64 * b + 32 + lane];
-        const float most = simd_max(max(fabs(x), fabs(y)));
-        const uint scale = kv_exponent_above(max(most, 1e-4f) / 448.0f);
+    if (2u * tid >= plain && 2u * tid < f.dim) { shared[tid - plain / 2] = v; }
+    if (sg < blocks) {
+        const uint scale = kv_exponent_above(max(simd_max(max(fabs(v.x), fabs(v.y))), 1e-4f) / 448.0f);
         const float inverse = kv_inverse_power(scale);
-        row[64 * b + lane] = uchar(kv_e4m3_encode(x * inverse));
-        row[64 * b + 32 + lane] = uchar(kv_e4m3_encode(y * inverse));
-        if (lane == 0) { scales[b] = uchar(scale); }
+        ((device ushort *)row)[tid] = ushort(kv_e4m3_encode(v.x * inverse) | kv_e4m3_encode(v.y * inverse) << 8);
+        if (lane == 0) { scales[sg] = uchar(scale); }
     }
-    float most = 0.0f;
-    for (uint i = lane; i < f.rope; i += 32) { most = max(most, fabs(v[plain + i])); }
-    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
-    const float inverse = 1.0f / (kv_power(scale) * 9.5367431640625e-7f);
-    if (lane < scale_bytes - blocks) { scales[blocks + lane] = lane == 0 ? uchar(scale) : uchar(0); }
-    for (uint w = lane; w < (f.rope + 2) / 3; w += 32) {
-        ulong word = 0;
-        for (uint i = 0; i < 3 && 3 * w + i < f.rope; ++i) {
-            const float x = v[plain + 3 * w + i];
-            const int q = clamp(int(rint(x == x ? clamp(x * inverse, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff);
-            word |= ulong(uint(q) & 0x1fffffu) << (21u * i);
-        }
-        device uint *out = (device uint *)(scales + scale_bytes + 8 * w);
-        out[0] = uint(word & 0xfffffffful);
-        out[1] = uint(word >> 32);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg == KV_THREADS / 32 - 1) {
+        kv_encode_rope((threadgroup const float *)shared, f.rope, scales + blocks, scale_bytes - blocks, lane);
     }
-}
-
-// One simdgroup norms and rotates v [dim] in threadgroup memory. `turn(i)`: cos and sin of pair i.
-inline void kv_norm(threadgroup float *v, device const float *weight, uint dim, float epsilon, ushort lane) {
-    float sum = 0.0f;
-    for (uint i = lane; i < dim; i += 32) { sum += v[i] * v[i]; }
-    const float scale = 1.0f / sqrt(simd_sum(sum) / float(dim) + epsilon);
-    for (uint i = lane; i < dim; i += 32) { v[i] = v[i] * scale * weight[i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-}
-
-inline void kv_turn(threadgroup float *pair, float2 turn) {
-    const float even = pair[0], odd = pair[1];
-    pair[0] = even * turn.x - odd * turn.y;
-    pair[1] = even * turn.y + odd * turn.x;
 }
 
 #endif

@@ -3,7 +3,7 @@
 //   rope_table_f32     positions [n], frequencies [pairs]   -> table [n, pairs, 2] of (cos, sin)
 //   rope_queries_f32   q [n, heads, dim], table             -> each head normed, then rotated
 //
-// Grid       table: one thread a pair; queries: x heads, y tokens, one simdgroup each
+// Grid       table: one thread a pair; queries: x eight heads, a simdgroup each, y tokens
 // Precision  f32; the angle is rounded to f32 before the cosine, as the reference implementation does
 // CPU twin   CKernels/rope.c, rms_norm.c
 // Origin     ours
@@ -23,28 +23,47 @@ kernel void rope_table_f32(device const int *positions     [[buffer(0)]],
     table[i] = float2(precise::cos(angle), precise::sin(angle));
 }
 
-[[max_total_threads_per_threadgroup(32)]]
+// Four pieces of 128 values at most: a lane has 4 · lane … of each, read once.
+#define ROPE_PIECES 4
+#define ROPE_THREADS 256
+
+inline float2 rope_turn(float2 v, float2 turn) {
+    return float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+[[max_total_threads_per_threadgroup(ROPE_THREADS)]]
 kernel void rope_queries_f32(device float *q              [[buffer(0)]],
                              device const float2 *table   [[buffer(1)]],
                              constant gpu_queries &p      [[buffer(2)]],
                              uint2 tg                     [[threadgroup_position_in_grid]],
+                             ushort sg                    [[simdgroup_index_in_threadgroup]],
                              ushort lane                  [[thread_index_in_simdgroup]])
 {
-    device float2 *row = (device float2 *)(q + (ulong(tg.y) * p.heads + tg.x) * p.dim);
-    const uint pairs = p.dim / 2, plain = (p.dim - p.rope) / 2;
+    const uint head = tg.x * (ROPE_THREADS / 32) + sg, plain = p.dim - p.rope;
+    if (head >= p.heads) { return; }
+    device float *row = q + (ulong(tg.y) * p.heads + head) * p.dim;
+    table += ulong(tg.y) * (p.rope / 2);
+    float4 v[ROPE_PIECES];
+    float4 turn[ROPE_PIECES];  // of the piece's two pairs
     float sum = 0.0f;
-    for (uint i = lane; i < pairs; i += 32) {
-        const float2 v = row[i];
-        sum += dot(v, v);
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        v[e] = float4(0.0f);
+        turn[e] = float4(1.0f, 0.0f, 1.0f, 0.0f);
+        if (i < p.dim) { v[e] = *(device const float4 *)(row + i); }
+        if (i < p.dim && i >= plain) { turn[e].xy = table[(i - plain) / 2]; }
+        if (i < p.dim && i + 2 >= plain) { turn[e].zw = table[(i + 2 - plain) / 2]; }
     }
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) { sum += dot(v[e], v[e]); }
     const float scale = reduce_rms(simd_sum(sum), p.dim, p.epsilon);
-    for (uint i = lane; i < pairs; i += 32) {
-        const float2 v = row[i] * scale;
-        if (i < plain) {
-            row[i] = v;
-        } else {
-            const float2 turn = table[ulong(tg.y) * (p.rope / 2) + i - plain];
-            row[i] = float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        const float4 x = v[e] * scale;
+        if (i < p.dim) {
+            *(device float4 *)(row + i) = float4(rope_turn(x.xy, turn[e].xy), rope_turn(x.zw, turn[e].zw));
         }
     }
 }
