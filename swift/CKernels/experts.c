@@ -28,7 +28,7 @@ typedef struct {
     int32_t *active;                         /* experts chosen at least once, ascending … */
     int64_t *first;                          /* … and where their assignments begin; one more */
     int64_t n_active;
-    ck_acts x_gate, x_up; /* the same unless only one of them has float weights */
+    ck_acts x_gate, x_up; /* the same unless the weights need other forms */
     ck_acts h;            /* one "token" per assignment */
     float *parts;         /* [n · used, band] */
     int64_t band_start, band;
@@ -197,14 +197,14 @@ static void *cut(uint8_t **base, size_t *used, size_t bytes) {
     return p;
 }
 
-static ck_acts cut_acts(uint8_t **base, size_t *used, bool floats, int64_t n, int64_t cols) {
-    return ck_acts_place(cut(base, used, ck_acts_bytes(floats, n, cols)), floats, n);
+static ck_acts cut_acts(uint8_t **base, size_t *used, ck_acts_form form, int64_t n, int64_t cols) {
+    return ck_acts_place(cut(base, used, ck_acts_bytes(form, n, cols)), form, n, cols);
 }
 
 /* Lays the layer's arrays out from `base`; returns the bytes needed. */
 static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts) {
     size_t used = 0, assignments = (size_t)(l->n * l->e->used), experts = (size_t)l->e->n_experts;
-    bool gate_floats = ck_type_is_float(l->e->gate.type), up_floats = ck_type_is_float(l->e->up.type);
+    ck_acts_form gate_form = ck_acts_form_of(l->e->gate.type), up_form = ck_acts_form_of(l->e->up.type);
     l->token_of = cut(&base, &used, assignments * sizeof(uint32_t));
     l->slot_of = cut(&base, &used, assignments * sizeof(uint32_t));
     l->position = cut(&base, &used, assignments * sizeof(uint32_t));
@@ -212,10 +212,9 @@ static size_t place_arrays(layer *l, uint8_t *base, int64_t **counts) {
     l->first = cut(&base, &used, (experts + 1) * sizeof(int64_t));
     *counts = cut(&base, &used, experts * sizeof(int64_t));
     l->parts = cut(&base, &used, assignments * (size_t)l->band * sizeof(float));
-    l->x_gate = cut_acts(&base, &used, gate_floats, l->n, l->e->gate.cols);
-    l->x_up = up_floats == gate_floats ? l->x_gate
-                                       : cut_acts(&base, &used, up_floats, l->n, l->e->up.cols);
-    l->h = cut_acts(&base, &used, ck_type_is_float(l->e->down.type), (int64_t)assignments, l->inner);
+    l->x_gate = cut_acts(&base, &used, gate_form, l->n, l->e->gate.cols);
+    l->x_up = up_form == gate_form ? l->x_gate : cut_acts(&base, &used, up_form, l->n, l->e->up.cols);
+    l->h = cut_acts(&base, &used, ck_acts_form_of(l->e->down.type), (int64_t)assignments, l->inner);
     return used;
 }
 
@@ -237,7 +236,7 @@ void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const i
 
     group_by_expert(&l, ids, counts);
     ck_acts_fill(pool, &l.x_gate, x, e->gate.cols, n, e->gate.cols);
-    if (ck_type_is_float(e->up.type) != ck_type_is_float(e->gate.type))
+    if (l.x_up.form != l.x_gate.form)
         ck_acts_fill(pool, &l.x_up, x, e->up.cols, n, e->up.cols);
     run_chunks(&l, l.inner, gate_up_task);
     for (l.band_start = 0; l.band_start < l.dim; l.band_start += band) {

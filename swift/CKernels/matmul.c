@@ -102,15 +102,15 @@ static void matmul_task(void *context, int64_t task, int thread) {
     }
 }
 
-static bool floats(const ck_matmul_job *job) {
-    return ck_type_is_float(job->w.type);
+static ck_acts_form form_of(const ck_matmul_job *job) {
+    return ck_acts_form_of(job->w.type);
 }
 
 /* The first job whose prepared x is the one job j needs; j itself when it is the first. */
 static int same_x(const ck_matmul_job *jobs, int j) {
     for (int i = 0; i < j; i++)
         if (jobs[i].x == jobs[j].x && jobs[i].ldx == jobs[j].ldx && jobs[i].w.cols == jobs[j].w.cols &&
-            floats(&jobs[i]) == floats(&jobs[j]))
+            form_of(&jobs[i]) == form_of(&jobs[j]))
             return i;
     return j;
 }
@@ -126,7 +126,7 @@ void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n) {
         first_tile[j + 1] = first_tile[j] + ck_divide_up(jobs[j].w.rows, tile_rows(&jobs[j], n)) *
                                                 ck_divide_up(n, CK_TILE_TOKENS);
         if (same_x(jobs, j) == j)
-            bytes += ck_acts_bytes(floats(&jobs[j]), n, jobs[j].w.cols);
+            bytes += ck_acts_bytes(form_of(&jobs[j]), n, jobs[j].w.cols);
     }
     uint8_t *next = ck_pool_scratch(pool, CK_SCRATCH_ACTIVATIONS, bytes + (size_t)n * sizeof(uint32_t));
     uint32_t *tokens = (uint32_t *)(next + bytes);
@@ -138,8 +138,8 @@ void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n) {
             acts[j] = acts[shared];
             continue;
         }
-        acts[j] = ck_acts_place(next, floats(&jobs[j]), n);
-        next += ck_acts_bytes(floats(&jobs[j]), n, jobs[j].w.cols);
+        acts[j] = ck_acts_place(next, form_of(&jobs[j]), n, jobs[j].w.cols);
+        next += ck_acts_bytes(form_of(&jobs[j]), n, jobs[j].w.cols);
         ck_acts_fill(pool, &acts[j], jobs[j].x, jobs[j].ldx, n, jobs[j].w.cols);
     }
     int64_t tiles = first_tile[n_jobs];

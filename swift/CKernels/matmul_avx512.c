@@ -307,7 +307,10 @@ CK_AVX512_TILE(q6_k, state_k16, prepare_q6_k, unpack_q6_k, 210, 8, true, 2, 0)
 void matmul_tile_avx512(const ck_tile *tile) {
     switch (tile->type) {
     case CK_Q8_0:
-        tile_q8_0(tile);
+        if (tile->acts.single.q)
+            matmul_tile_q8_0_rows(tile);
+        else
+            tile_q8_0(tile);
         break;
     case CK_Q4_0:
         tile_q4_0(tile);

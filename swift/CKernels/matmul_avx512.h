@@ -17,6 +17,9 @@
 #define CK_PREFETCH_BYTES 128
 #endif
 
+/* Q8_0 for a single token. */
+void matmul_tile_q8_0_rows(const ck_tile *tile);
+
 /* IQ2_XXS by byte permutations; needs ck_has_avx512_permute(). */
 void matmul_tile_iq2_xxs_permute(const ck_tile *tile);
 

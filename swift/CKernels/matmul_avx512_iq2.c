@@ -2,9 +2,11 @@
  *
  * The 256 grid entries of eight 2-bit magnitude codes are two tables of 256 bytes, codes of weights
  * 0 … 3 and 4 … 7, kept in eight registers: VPERMI2B looks up 64 indices at once. A lane is a row, so
- * the codes of all 16 rows for 32 weights are two registers. Four codes of each lane are then spread
- * over its four bytes (VPMULTISHIFTQB), the sign bits likewise as bit 2, and a last byte permutation
- * turns the 3-bit codes into 128 ± magnitude.
+ * the codes of all 16 rows for 32 weights are two registers, and each of their bytes belongs to one
+ * index. Two codes of a byte, with their two sign bits put beside them, are a number of six bits; one
+ * byte permutation turns it into 128 ± magnitude of the first, another into that of the second. So a
+ * register holds one weight of each of a row's four indices, numbers j, 8 + j, 16 + j and 24 + j: the
+ * activations come interleaved accordingly (CK_ACTS_INTERLEAVED).
  */
 #include "matmul_avx512.h"
 
@@ -13,8 +15,8 @@
 #include <pthread.h>
 
 static _Alignas(64) uint8_t code_tables[2][256]; /* of weights 0 … 3 and 4 … 7 */
-static _Alignas(64) uint8_t value_table[64];
-static _Alignas(64) uint8_t code_shifts[4][64], sign_shifts[8][64], sign_index_shifts[64];
+static _Alignas(64) uint8_t value_tables[2][64]; /* of the first and the second of two weights */
+static _Alignas(64) uint8_t sign_index_shifts[64];
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static void make_tables(void) {
@@ -26,18 +28,13 @@ static void make_tables(void) {
                 code++;
             code_tables[j / 4][i] |= (uint8_t)(code << 2 * (j % 4));
         }
-    for (int i = 0; i < 64; i++) { /* bits 0, 1: code; bit 2: sign; bits 3 … 5: whatever was there */
-        int magnitude = magnitudes[i & 3];
-        value_table[i] = (uint8_t)(128 + ((i & 4) ? -magnitude : magnitude));
-    }
-    for (int byte = 0; byte < 64; byte++) {
-        int lane = byte % 8 / 4 * 32, i = byte % 4; /* shifts count within 64 bits: two lanes */
-        sign_index_shifts[byte] = (uint8_t)(lane + 7 * i);
-        for (int e = 0; e < 4; e++)
-            code_shifts[e][byte] = (uint8_t)(lane + 8 * e + 2 * i);
-        for (int half = 0; half < 8; half++) /* bit i of nibble `half` to bit 2 */
-            sign_shifts[half][byte] = (uint8_t)((lane + 4 * half + i - 2) & 63);
-    }
+    for (int i = 0; i < 64; i++) /* bits 0, 1: the first's code, 2, 3: the second's, 4 and 5: signs */
+        for (int w = 0; w < 2; w++) {
+            int magnitude = magnitudes[i >> 2 * w & 3];
+            value_tables[w][i] = (uint8_t)(128 + ((i >> (4 + w) & 1) ? -magnitude : magnitude));
+        }
+    for (int byte = 0; byte < 64; byte++) /* shifts count within 64 bits: two lanes */
+        sign_index_shifts[byte] = (uint8_t)(byte % 8 / 4 * 32 + 7 * (byte % 4));
 }
 
 #pragma clang attribute push(__attribute__((target(CK_AVX512_TARGET ",avx512vbmi,gfni"))),            \
@@ -61,25 +58,28 @@ CK_INLINE __m512i look_up(const uint8_t table[256], __m512i index, __mmask64 upp
                                                            _mm512_load_si512(table + 192)));
 }
 
+/* Signs of weights 2p and 2p + 1 from seven-bit sign indices to bits 4 and 5; the last weight's is the
+ * parity of the index. A byte of the matrix is a row of it, that of bit 0 the last. */
+CK_INLINE __m512i signs_of_pair(__m512i index, int p) {
+    const long long row4 = 1ll << 2 * p, row5 = p == 3 ? 0x7f : 2ll << 2 * p;
+    return _mm512_gf2p8affine_epi64_epi8(index, _mm512_set1_epi64(row4 << 24 | row5 << 16), 0);
+}
+
 CK_INLINE ck_unit unpack_iq2_xxs(const state_iq2_xxs *s, int sub) {
     __m512i index = s->words[2 * sub], packed = s->words[2 * sub + 1];
     __mmask64 upper = _mm512_movepi8_mask(index);
     __m512i codes[2] = {look_up(code_tables[0], index, upper), look_up(code_tables[1], index, upper)};
-    /* 7-bit sign indices to bytes; bit 7 becomes the parity of the others (rows of the bit matrix
-     * from the last byte up: bit 0 … bit 6, then 0x7f). */
     __m512i signs = _mm512_multishift_epi64_epi8(_mm512_load_si512(sign_index_shifts), packed);
-    signs = _mm512_gf2p8affine_epi64_epi8(signs, _mm512_set1_epi64(0x010204081020407f), 0);
 
-    const __m512i values = _mm512_load_si512(value_table), three = _mm512_set1_epi8(3);
+    const __m512i first = _mm512_load_si512(value_tables[0]), second = _mm512_load_si512(value_tables[1]);
     ck_unit u;
-    for (int i = 0; i < 8; i++) {
-        __m512i code = _mm512_multishift_epi64_epi8(_mm512_load_si512(code_shifts[i / 2]), codes[i % 2]);
-        __m512i sign = _mm512_multishift_epi64_epi8(_mm512_load_si512(sign_shifts[i]), signs);
-        code = _mm512_ternarylogic_epi32(three, code, sign, 0xca); /* bits 0, 1 of code, others of sign */
-        u.q[i] = _mm512_permutexvar_epi8(code, values);
+    for (int p = 0; p < 4; p++) {
+        __m512i code = p % 2 ? _mm512_srli_epi16(codes[p / 2], 4) : codes[p / 2];
+        code = _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), code, signs_of_pair(signs, p), 0xca);
+        u.q[2 * p] = _mm512_permutexvar_epi8(code, first); /* ignores bits 6 and 7 */
+        u.q[2 * p + 1] = _mm512_permutexvar_epi8(code, second);
     }
-    __m512i scale = _mm512_add_epi32(_mm512_slli_epi32(_mm512_srli_epi32(packed, 28), 1),
-                                     _mm512_set1_epi32(1));
+    __m512i scale = _mm512_or_si512(_mm512_srli_epi32(packed, 27), _mm512_set1_epi32(1)); /* 2 · scale + 1 */
     u.scale[0] = _mm512_mul_ps(s->d, _mm512_cvtepi32_ps(scale));
     return u;
 }

@@ -1,16 +1,64 @@
 /* quant_activations.c — activations from rows of f32 to the form that products read. */
 #include "quant_activations.h"
+#include "cpu_features.h"
 
 #define CK_BODY "quant_activations_body.h"
 #include "vector_isa.h"
 
-size_t ck_acts_bytes(bool floats, int64_t n, int64_t cols) {
-    int64_t blocks = floats ? (cols + CK_FLOATS - 1) / CK_FLOATS : cols / CK_BLOCK;
-    return (size_t)(blocks * (n | 1)) * (floats ? CK_FLOATS * sizeof(float) : sizeof(ck_act));
+ck_acts_form ck_acts_form_of(int32_t type) {
+    if (type == CK_F32 || type == CK_F16 || type == CK_BF16)
+        return CK_ACTS_FLOATS;
+    return type == CK_IQ2_XXS && ck_has_avx512_permute() ? CK_ACTS_INTERLEAVED : CK_ACTS_IN_ORDER;
 }
 
-ck_acts ck_acts_place(void *memory, bool floats, int64_t n) {
-    return (ck_acts){.blocks = floats ? NULL : memory, .floats = floats ? memory : NULL, .stride = n | 1};
+static bool has_single(ck_acts_form form, int64_t n, int64_t cols) {
+    return form == CK_ACTS_IN_ORDER && n == 1 && cols % (CK_SINGLE_BLOCKS * CK_BLOCK) == 0 &&
+           ck_isa() == CK_ISA_AVX512;
+}
+
+static size_t block_bytes(ck_acts_form form, int64_t n, int64_t cols) {
+    if (form == CK_ACTS_FLOATS)
+        return (size_t)((cols + CK_FLOATS - 1) / CK_FLOATS * (n | 1)) * CK_FLOATS * sizeof(float);
+    return (size_t)(cols / CK_BLOCK * (n | 1)) * sizeof(ck_act);
+}
+
+size_t ck_acts_bytes(ck_acts_form form, int64_t n, int64_t cols) {
+    size_t again = CK_BLOCK + sizeof(float) + sizeof(int32_t); /* of a block */
+    return block_bytes(form, n, cols) + (has_single(form, n, cols) ? (size_t)(cols / CK_BLOCK) * again : 0);
+}
+
+ck_acts ck_acts_place(void *memory, ck_acts_form form, int64_t n, int64_t cols) {
+    ck_acts acts = {.form = form, .stride = n | 1};
+    if (form == CK_ACTS_FLOATS)
+        acts.floats = memory;
+    else
+        acts.blocks = memory;
+    if (memory && has_single(form, n, cols)) {
+        int64_t blocks = cols / CK_BLOCK;
+        acts.single.q = (int8_t *)memory + block_bytes(form, n, cols);
+        acts.single.d = (float *)(acts.single.q + CK_BLOCK * blocks);
+        acts.single.minus128 = (int32_t *)(acts.single.d + blocks);
+    }
+    return acts;
+}
+
+static void interleave(ck_act *blocks, int64_t count, int64_t stride) {
+    for (int64_t b = 0; b < count; b++) {
+        int8_t q[CK_BLOCK];
+        memcpy(q, blocks[b * stride].q, sizeof q);
+        for (int j = 0; j < 8; j++)
+            for (int e = 0; e < 4; e++)
+                blocks[b * stride].q[4 * j + e] = q[8 * e + j];
+    }
+}
+
+static void copy_single(const ck_act *blocks, int64_t first, int64_t count, int64_t stride, const ck_single *to) {
+    for (int64_t b = 0; b < count; b++) {
+        const ck_act *act = blocks + b * stride;
+        memcpy(to->q + CK_BLOCK * (first + b), act->q, CK_BLOCK);
+        to->d[first + b] = act->d;
+        to->minus128[first + b] = act->minus128_all;
+    }
 }
 
 /* `cols` values of token `token` from column `first`, a multiple of the block size, on. */
@@ -18,6 +66,10 @@ static void fill(const ck_acts *acts, const float *x, int64_t token, int64_t fir
     if (acts->blocks) {
         ck_act *out = acts->blocks + first / CK_BLOCK * acts->stride + token;
         CK_DISPATCH(quantise_row)(x, cols / CK_BLOCK, out, acts->stride);
+        if (acts->form == CK_ACTS_INTERLEAVED)
+            interleave(out, cols / CK_BLOCK, acts->stride);
+        if (acts->single.q)
+            copy_single(out, first / CK_BLOCK, cols / CK_BLOCK, acts->stride, &acts->single);
         return;
     }
     float *out = acts->floats + (first / CK_FLOATS * acts->stride + token) * CK_FLOATS;

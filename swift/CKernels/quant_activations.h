@@ -31,23 +31,43 @@ typedef struct {
 
 static_assert(sizeof(ck_act) == 64, "one cache line");
 
+/* What lies in memory for the weights that it meets. */
+typedef enum {
+    CK_ACTS_FLOATS,      /* f32: float weights */
+    CK_ACTS_IN_ORDER,    /* ck_act: quantised weights … */
+    CK_ACTS_INTERLEAVED, /* … whose unpacking yields every eighth one together: q[4j + e] is number 8e + j */
+} ck_acts_form;
+
+/* A lone token's blocks once more, by field, for kernels that read rows of weights one after another.
+ * Only where there is a whole number of CK_SINGLE_BLOCKS. */
+typedef struct {
+    int8_t *q;
+    float *d;
+    int32_t *minus128;
+} ck_single;
+
+enum { CK_FLOATS = 16, CK_SINGLE_BLOCKS = 16 };
+
 /* Activations of some tokens, block by block, in the form that the weights need: for quantised ones
  * block b of token t is blocks[b · stride + t], for float ones 16 values from floats + 16 · (b · stride + t).
  * Tokens that are multiplied together lie together (rows 16 KB apart would fight over cache sets), and an
  * odd stride spreads the blocks of one token. */
 typedef struct {
+    ck_acts_form form;
     ck_act *blocks;
     float *floats;
     int64_t stride;
+    ck_single single; /* of NULLs where it is not wanted */
 } ck_acts;
 
-enum { CK_FLOATS = 16 };
+/* The form that weights of `type` need. */
+ck_acts_form ck_acts_form_of(int32_t type);
 
-/* Bytes for `n` tokens of `cols` activations, for float or quantised weights. */
-size_t ck_acts_bytes(bool floats, int64_t n, int64_t cols);
+/* Bytes for `n` tokens of `cols` activations. */
+size_t ck_acts_bytes(ck_acts_form form, int64_t n, int64_t cols);
 
-/* What fits `memory` of that size; still to be filled. */
-ck_acts ck_acts_place(void *memory, bool floats, int64_t n);
+/* What fits `memory` of that size, aligned to 64 bytes; still to be filled. */
+ck_acts ck_acts_place(void *memory, ck_acts_form form, int64_t n, int64_t cols);
 
 /* Fills `acts` from x [n, cols] of row distance `ldx`, split over the pool. */
 void ck_acts_fill(ck_pool *pool, const ck_acts *acts, const float *x, int64_t ldx, int64_t n, int64_t cols);
