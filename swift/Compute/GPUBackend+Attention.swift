@@ -29,14 +29,16 @@ extension GPUBackend {
     private static let queryHeads = 8
 
     public func queries(_ q: Tensor, heads: Int, epsilon: Float, table: Tensor) throws -> Tensor {
-        dispatch(.rope_queries_f32, ((heads + Self.queryHeads - 1) / Self.queryHeads, q.rows, 1), [q.floats.raw, table.floats.raw],
+        dispatch(.rope_queries_f32, ((heads + Self.queryHeads - 1) / Self.queryHeads, q.rows, 1),
+                 [q.floats.raw, table.floats.raw],
                  gpu_queries(heads: UInt32(heads), dim: UInt32(q.width / heads), rope: UInt32(table.width),
                              epsilon: epsilon))
         return q
     }
 
     public func indexQueries(_ q: Tensor, heads: Int, rounded: Bool, table: Tensor) throws {
-        dispatch(.kv_index_queries, ((heads + Self.queryHeads - 1) / Self.queryHeads, q.rows, 1), [q.floats.raw, table.floats.raw],
+        dispatch(.kv_index_queries, ((heads + Self.queryHeads - 1) / Self.queryHeads, q.rows, 1),
+                 [q.floats.raw, table.floats.raw],
                  gpu_index_queries(heads: UInt32(heads), dim: UInt32(q.width / heads), rope: UInt32(table.width),
                                    rounded: rounded ? 1 : 0))
     }
@@ -80,8 +82,8 @@ extension GPUBackend {
             return
         }
         if completed > 0 { dispatch(.compressor_rows, (completed, 1, 1), inputs + finish, arguments) }
-        dispatch(.compressor_state, ((format.dim / 2 + 255) / 256, 1, 1), inputs + [call.positions.ints.raw, sessions.address],
-                 arguments)
+        dispatch(.compressor_state, ((format.dim / 2 + 255) / 256, 1, 1),
+                 inputs + [call.positions.ints.raw, sessions.address], arguments)
     }
 
     /// Scores of this many bytes are kept at once.

@@ -51,6 +51,15 @@ inline pool_sums pool_merge(pool_sums a, pool_sums b) {
     return v;
 }
 
+// Of one token, but for what its place adds to `top`.
+inline pool_sums pool_one(device const float *kv, device const float *gate) {
+    pool_sums v;
+    v.top = *(device const float2 *)gate;
+    v.sum = float2(1.0f);
+    v.weighted = *(device const float2 *)kv;
+    return v;
+}
+
 inline pool_sums pool_load(device const float *state, uint dim) {
     pool_sums v;
     v.top = *(device const float2 *)state;
@@ -97,11 +106,9 @@ inline pool_sums pool_tokens(pool_sums v, device const float *kv, device const f
     return v;
 }
 
-// A row sits at the first position of its window. Thread t's pair of values is from 2·t on.
-inline float2 pool_turn(constant gpu_compressor &p, device const float *frequencies, uint row, ushort tid) {
-    const uint plain = p.format.dim - p.rope;
-    if (2u * tid < plain || 2u * tid >= p.format.dim) { return float2(1.0f, 0.0f); }
-    const float angle = float(row * p.ratio) * frequencies[tid - plain / 2];
+// A row sits at the first position of its window.
+inline float2 pool_turn(constant gpu_compressor &p, float frequency, uint row) {
+    const float angle = float(row * p.ratio) * frequency;
     return float2(precise::cos(angle), precise::sin(angle));
 }
 
@@ -121,37 +128,42 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
 {
     threadgroup float2 shared[KV_THREADS];
     threadgroup float partial[32];
-    const uint dim = p.format.dim, position = uint(positions[token]), row = position / p.ratio;
-    const uint place = position - row * p.ratio, width = p.overlaps != 0u ? 2 * dim : dim, c = 2u * tid;
+    // Everything is loaded as early as its address is known; threads beyond the row load what the last one does.
+    const uint dim = p.format.dim, plain = dim - p.rope, series = p.overlaps != 0u ? dim : 0;
+    const uint width = dim + series, c = min(2u * tid, dim - 2);
+    const bool isOwn = 2u * tid < dim, turns = isOwn && c >= plain;
     device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    const bool ends = place == p.ratio - 1, isOwn = c < dim;
+    const uint position = uint(positions[token]);
+    device float *state = (device float *)own[0].rows + c;
     kv += ulong(token) * width + c;
     gate += ulong(token) * width + c;
-    bias += ulong(place) * width + c;
-    float2 v = float2(0.0f), weight = float2(0.0f);
-    if (isOwn) {
-        device float *state = (device float *)own[0].rows + c;
-        weight = *(device const float2 *)(norm + c);
-        pool_sums sums = pool_load(state, dim);
-        if (p.overlaps != 0u) {
-            pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
-            first = pool_tokens<1>(first, kv, gate, bias, 0, 1, 0, width);
-            second = pool_tokens<1>(second, kv + dim, gate + dim, bias + dim, 0, 1, 0, width);
-            sums = pool_merge(sums, second);
-            if (ends) { pool_store(first, state, dim); }
-            pool_store(pool_where(!ends, first), state + 3 * dim, dim);
-            pool_store(pool_where(!ends, second), state + 6 * dim, dim);
-        } else {
-            sums = pool_tokens<1>(sums, kv, gate, bias, 0, 1, 0, width);
-            pool_store(pool_where(!ends, sums), state, dim);
-        }
-        v = sums.weighted / sums.sum;
+    bias += c;
+    pool_sums first = pool_one(kv, gate), second = pool_one(kv + series, gate + series);
+    const float2 weight = *(device const float2 *)(norm + c);
+    const float frequency = turns ? frequencies[(c - plain) / 2] : 0.0f;
+    pool_sums sums = pool_load(state, dim);
+    const pool_sums kept_first = pool_load(state + 3 * series, dim), kept_second = pool_load(state + 6 * series, dim);
+    const uint row = position / p.ratio, place = position - row * p.ratio;
+    const bool ends = place == p.ratio - 1;
+    first.top += *(device const float2 *)(bias + ulong(place) * width);
+    second.top += *(device const float2 *)(bias + ulong(place) * width + series);
+    device uchar *to = ends ? kv_row(own + 1, p.rows_per_page, p.format.bytes, row) : (device uchar *)state;
+    second = pool_merge(kept_second, second);
+    if (p.overlaps != 0u) {
+        first = pool_merge(kept_first, first);
+        sums = pool_merge(sums, second);
+        if (ends && isOwn) { pool_store(first, state, dim); }
+        if (isOwn) { pool_store(pool_where(!ends, first), state + 3 * dim, dim); }
+        if (isOwn) { pool_store(pool_where(!ends, second), state + 6 * dim, dim); }
+    } else {
+        sums = second;
+        if (isOwn) { pool_store(pool_where(!ends, second), state, dim); }
     }
     if (!ends) { return; }
-    device uchar *to = kv_row(own + 1, p.rows_per_page, p.format.bytes, row);
-    const float2 turn = pool_turn(p, frequencies, row, tid);
-    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
-    kv_encode(p.format, v, shared, to, tid, sg, lane);
+    float2 turn = float2(1.0f, 0.0f);
+    if (turns) { turn = pool_turn(p, frequency, row); }
+    const float2 v = isOwn ? sums.weighted / sums.sum : float2(0.0f);
+    kv_encode(p.format, kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn), shared, to, tid, sg, lane);
 }
 
 // The tokens of a window are cut into slices of consecutive ones; KV_THREADS threads take each.
@@ -205,7 +217,9 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
             parts[slice - 1][2][c / 2] = sums.weighted;
         }
     }
-    const float2 turn = slice == 0 ? pool_turn(p, frequencies, row, tid) : float2(1.0f, 0.0f);
+    const uint plain = dim - p.rope;
+    float2 turn = float2(1.0f, 0.0f);
+    if (slice == 0 && c >= plain && c < dim) { turn = pool_turn(p, frequencies[(c - plain) / 2], row); }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (slice == 0 && c < dim) {
         for (ushort other = 0; other < POOL_SLICES - 1; ++other) {
