@@ -143,8 +143,11 @@ extension GPUBackend {
     }
 
     private static let attentionHeads = 16
-    /// Threadgroups that keep a large device busy.
-    private static let attentionGroups = 384
+    private static let tilesHeads = 64
+    private static let mergeValues = 128
+    private static let mostSplits = 32
+    /// Threadgroups of a launch that keep a large device busy, two on each multiprocessor.
+    private static let attentionGroups = 264
 
     public func attend(_ call: AttentionCall) throws { try attend([call]) }
 
@@ -154,26 +157,40 @@ extension GPUBackend {
             $1.q.floats == call.q.floats + $0 * call.q.width && $1.out.floats == call.out.floats + $0 * call.out.width
                 && $1.chunk == call.chunk + $0 * call.format.byteCount
         })
-        let groups = (call.heads + Self.attentionHeads - 1) / Self.attentionHeads
         let sessions = try sessionTable(calls.map { ($0.ring.contents, $0.compressed) })
-        let mostRows = call.window + (call.selection?.rows.width ?? sessions.room)
-        let usesTiles = !isExact && !isApart && n > Self.fewTokens && call.format.dim == 512
-        let splits = usesTiles ? 1 : max(1, min(Self.attentionGroups / (n * groups), (mostRows + 15) / 16, 32))
-        let mark = arena.mark()
-        let parts = try arena.tensor(splits * n * call.heads, call.format.dim)
-        let sums = try arena.tensor(splits * n * call.heads, 2)
-        let arguments = gpu_attention(
+        var arguments = gpu_attention(
             format: call.format.gpu, n: UInt32(n), heads: UInt32(call.heads), window: UInt32(call.window),
             ratio: call.compressed == nil ? 0 : UInt32(call.ratio),
             rows_per_page: UInt32(call.compressed?.rowsPerPage ?? 1), top: UInt32(call.selection?.rows.width ?? 0),
-            splits: UInt32(splits), scale: call.scale, table_stride: sessions.stride, unused: 0)
-        dispatch(usesTiles ? .attention_tiles : .attention_split,
-                 usesTiles ? ((call.heads + 31) / 32, n, 1) : (splits, groups, n),
-                 [call.q.floats.raw, call.chunk.raw, sessions.address, call.selection?.rows.ints.raw,
-                  call.selection?.counts.ints.raw, call.positions.ints.raw, parts.floats.raw, sums.floats.raw], arguments)
-        dispatch(.attention_merge, (call.heads, n, 1),
-                 [parts.floats.raw, sums.floats.raw, try weights[call.sinks], call.table.floats.raw, call.chunk.raw,
-                  call.positions.ints.raw, call.out.floats.raw, sessions.address], arguments)
+            splits: 0, scale: call.scale, table_stride: sessions.stride, first: 0)
+        let rows = [call.q.floats.raw, call.chunk.raw, sessions.address, call.selection?.rows.ints.raw,
+                    call.selection?.counts.ints.raw, call.positions.ints.raw]
+        let sinks = try weights[call.sinks]
+        func merge(_ parts: Tensor?, _ sums: Tensor?, _ grid: (Int, Int, Int)) {
+            dispatch(.attention_merge, grid,
+                     [parts?.floats.raw, sums?.floats.raw, sinks, call.table.floats.raw, call.chunk.raw,
+                      call.positions.ints.raw, call.out.floats.raw, sessions.address], arguments)
+        }
+        if !isExact && !isApart && n > Self.fewTokens && call.format.dim == 512 {
+            dispatch(.attention_tiles, ((call.heads + Self.tilesHeads - 1) / Self.tilesHeads, n, 1),
+                     rows + [sinks, call.table.floats.raw, call.out.floats.raw], arguments)
+            // The ring is still read until the last token is done.
+            let kept = min(n, call.window)
+            arguments.first = UInt32(n - kept)
+            merge(nil, nil, (1, kept, 1))
+            return
+        }
+        let groups = (call.heads + Self.attentionHeads - 1) / Self.attentionHeads
+        let mostRows = call.window + (call.selection?.rows.width ?? sessions.room)
+        // A share of one or two tiles of sixteen rows while there is room for so many threadgroups.
+        let shares = (mostRows + 15) / 16, few = max(1, Self.attentionGroups / (n * groups))
+        let splits = min(shares > few / 4 ? (shares + 1) / 2 : shares, few, Self.mostSplits)
+        let mark = arena.mark()
+        let parts = try arena.tensor(splits * n * call.heads, call.format.dim)
+        let sums = try arena.tensor(splits * n * call.heads, 2)
+        arguments.splits = UInt32(splits)
+        dispatch(.attention_split, (splits, groups, n), rows + [parts.floats.raw, sums.floats.raw], arguments)
+        merge(parts, sums, (call.heads, n, (call.format.dim + Self.mergeValues - 1) / Self.mergeValues))
         arena.release(to: mark)
     }
 }

@@ -162,10 +162,10 @@ struct gpu_attention {
     uint32_t ratio; /* 0: no compressed rows */
     uint32_t rows_per_page;
     uint32_t top; /* 0: all visible rows */
-    uint32_t splits;
+    uint32_t splits; /* 0: there are none to merge */
     float scale;
     uint32_t table_stride;
-    uint32_t unused;
+    uint32_t first; /* token to merge */
 };
 
 struct gpu_router {
