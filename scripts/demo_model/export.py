@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scripts.demo_model import gguf_file
+from scripts.demo_model import gguf_file, vocabulary
 from scripts.demo_model.architecture import Model
 from scripts.demo_model.config import Config
 
@@ -36,7 +36,7 @@ def main() -> None:
         "Tiny model of the DeepSeek-V4 architecture, trained for pyds4; toy tasks only; "
         f"{known['tokens'] / 1e6:.0f} M tokens in its last training."
     )
-    gguf_file.write(new, model, gguf_file.read_vocabulary(start), "pyds4 demo", about)
+    gguf_file.write(new, model, vocabulary.read(start), "pyds4 demo", about)
     print(f"{new}: {new.stat().st_size / 1e6:.1f} MB")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,16 +16,9 @@ from torch import Tensor
 from scripts.demo_model.architecture import Model
 from scripts.demo_model.config import ROPE_DIMENSIONS, STREAMS, Config
 from scripts.demo_model.q4_k import quantise_q4_k
+from scripts.demo_model.vocabulary import Vocabulary
 
 ARCHITECTURE = "deepseek4"
-
-
-class Vocabulary(NamedTuple):
-    """Tokens by id, merges by rank, GGUF token types."""
-
-    tokens: list[str]
-    merges: list[str]
-    types: list[int]
 
 
 def tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -148,15 +141,6 @@ def write(path: Path, model: Model, vocabulary: Vocabulary, name: str, about: st
     writer.write_tensors_to_file()
     writer.close()
     part.replace(path)
-
-
-def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary of a GGUF file."""
-    fields = gguf.GGUFReader(str(path)).fields
-    tokens, merges, types = (
-        fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges", "token_type")
-    )
-    return Vocabulary(tokens, merges, types)
 
 
 def load_weights(path: Path, model: Model) -> None:

@@ -85,7 +85,7 @@ class Trainer:
         options.out.mkdir(parents=True, exist_ok=True)
         options.state.parent.mkdir(parents=True, exist_ok=True)
         self._log_file = (options.out / "train.log").open("a")
-        self.tokenizer = vocabulary.build(gguf_file.read_vocabulary(options.model))
+        self.tokenizer = vocabulary.build(vocabulary.read(options.model))
         self.progress, self.steps, self.tokens_seen = 0.0, 0, 0
         kept = options.state.with_suffix(".json")
         if kept.exists():

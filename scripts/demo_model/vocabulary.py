@@ -1,7 +1,7 @@
 """The byte-level BPE vocabulary: the DeepSeek pre-tokenizer rules, no merges over digits.
 
 ``python -m scripts.demo_model.vocabulary OUT.json`` trains a new one. The shipped model carries
-its own, which later trainings keep: ``gguf_file.read_vocabulary``.
+its own, which later trainings keep: ``read``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pyds4.chat import markers
 from pyds4.evals import words
 from scripts.demo_model.corpus import MARKERS, Corpus
-from scripts.demo_model.gguf_file import Vocabulary
 
 SPECIAL = [
     markers.BOS,
@@ -39,6 +40,23 @@ _WORDS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
+
+
+class Vocabulary(NamedTuple):
+    """Tokens by id, merges by rank, GGUF token types."""
+
+    tokens: list[str]
+    merges: list[str]
+    types: list[int]
+
+
+def read(path: Path) -> Vocabulary:
+    """The vocabulary of a GGUF file."""
+    fields = gguf.GGUFReader(str(path)).fields
+    tokens, merges, types = (
+        fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges", "token_type")
+    )
+    return Vocabulary(tokens, merges, types)
 
 
 def _splitting() -> pre_tokenizers.PreTokenizer:
