@@ -127,8 +127,16 @@ inline void att_halfs(thread kv_share &share, thread uint2 *v, thread uint2 &low
         v[j] = uint2(att_pair((w & 0xffu) << 8 | (w & 0xff00u) << 16, factor),
                      att_pair((w >> 8 & 0xff00u) | (w & 0xff000000u), factor));
     }
-    const float4 x = float4(kv_share_rope(share, 0, t, 16), kv_share_rope(share, 1, t, 16),
-                            kv_share_rope(share, 2, t, 16), kv_share_rope(share, 3, t, 16));
+    // Three values of 21 bits to 64: this thread's begin at value 4·t % 3 of a word.
+    const float step = kv_power(share.scales.y >> 24) * 9.5367431640625e-7f;
+    const ulong words[2] = {ulong(share.low.x) | ulong(share.low.y) << 32, ulong(share.high.x) | ulong(share.high.y) << 32};
+    float4 x;
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        const uint at = t % 3 + i;
+        const uint bits = uint((at < 3 ? words[0] : words[1]) >> (21u * (at < 3 ? at : at - 3)));
+        x[i] = float(int(bits << 11) >> 11) * step;
+    }
     const half4 h = half4(x);
     v[7] = as_type<uint2>(h);
     low = as_type<uint2>(half4(x - float4(h)));

@@ -382,6 +382,9 @@ kernel void indexer_score(device const float *q              [[buffer(0)]],
 }
 
 #define TOP_THREADS 1024
+#define TOP_MINE 8  // consecutive scores of a thread
+#define TOP_BLOCK (TOP_THREADS * TOP_MINE)
+#define TOP_BINS (256 + 256 / 8)
 
 // Floats as integers of the same order; NaN becomes the lowest.
 inline uint top_key(float x) {
@@ -390,6 +393,29 @@ inline uint top_key(float x) {
     return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
 }
 
+// Keys of scores `first` … as a thread has them. Past the end they are the lowest, and last of those.
+inline void top_load(thread uint *keys, device const float *score, uint first, uint count, bool is_aligned) {
+    if (is_aligned && first + TOP_MINE <= count) {
+        const float4 a = *(device const float4 *)(score + first), b = *(device const float4 *)(score + first + 4);
+        keys[0] = top_key(a.x);
+        keys[1] = top_key(a.y);
+        keys[2] = top_key(a.z);
+        keys[3] = top_key(a.w);
+        keys[4] = top_key(b.x);
+        keys[5] = top_key(b.y);
+        keys[6] = top_key(b.z);
+        keys[7] = top_key(b.w);
+        return;
+    }
+    #pragma unroll
+    for (ushort j = 0; j < TOP_MINE; ++j) { keys[j] = first + j < count ? top_key(score[first + j]) : 0u; }
+}
+
+// Eight neighbours lie in different banks for the lanes that add them up.
+inline uint top_bin(uint digit) { return digit + digit / 8; }
+
+// The lowest key that stays is found digit by digit, from counts of keys that begin as it does. Keys of up to
+// TOP_BLOCK scores stay in registers all the while.
 [[max_total_threads_per_threadgroup(TOP_THREADS)]]
 kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
                           device const int *positions        [[buffer(1)]],
@@ -401,10 +427,9 @@ kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
                           ushort sg                          [[simdgroup_index_in_threadgroup]],
                           ushort lane                        [[thread_index_in_simdgroup]])
 {
-    threadgroup atomic_uint bins[256];
-    threadgroup uint found[4];      // prefix so far, how many still wanted
-    threadgroup uint above[32];
-    threadgroup uint equal[32];
+    threadgroup atomic_uint bins[2 * TOP_BINS];  // one half counts while the other is cleared
+    threadgroup uint found[2];                   // prefix so far, how many still wanted
+    threadgroup uint groups[2 * 32];
     const uint in_sight = uint(positions[token] + 1) / p.ratio;
     device const float *score = scores + ulong(token) * p.stride;
     device int *out = selected + ulong(token) * p.top;
@@ -413,58 +438,74 @@ kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
         for (uint i = tid; i < in_sight; i += TOP_THREADS) { out[i] = int(i); }
         return;
     }
+    const bool is_aligned = p.stride % 4 == 0, is_short = in_sight <= TOP_BLOCK;
+    uint keys[TOP_MINE];
+    top_load(keys, score, tid * TOP_MINE, in_sight, is_aligned);
+    if (tid < TOP_BINS) { atomic_store_explicit(&bins[tid], 0u, memory_order_relaxed); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     uint prefix = 0, mask = 0, wanted = p.top;
     for (int shift = 24; shift >= 0; shift -= 8) {
-        if (tid < 256) { atomic_store_explicit(&bins[tid], 0u, memory_order_relaxed); }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint i = tid; i < in_sight; i += TOP_THREADS) {
-            const uint key = top_key(score[i]);
-            if ((key & mask) == prefix) { atomic_fetch_add_explicit(&bins[(key >> shift) & 255u], 1u, memory_order_relaxed); }
+        threadgroup atomic_uint *here = shift % 16 == 8 ? bins : bins + TOP_BINS;
+        threadgroup atomic_uint *other = shift % 16 == 8 ? bins + TOP_BINS : bins;
+        for (uint base = 0; base < in_sight; base += TOP_BLOCK) {
+            if (!is_short) { top_load(keys, score, base + tid * TOP_MINE, in_sight, is_aligned); }
+            #pragma unroll
+            for (ushort j = 0; j < TOP_MINE; ++j) {
+                if ((keys[j] & mask) == prefix) {
+                    atomic_fetch_add_explicit(&here[top_bin((keys[j] >> shift) & 255u)], 1u, memory_order_relaxed);
+                }
+            }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (sg == 0) {
             // Lane l looks at bins 255 - 8·l downwards.
-            uint mine = 0;
-            for (uint i = 0; i < 8; ++i) {
-                mine += atomic_load_explicit(&bins[255u - 8u * lane - i], memory_order_relaxed);
+            uint count[8], mine = 0;
+            #pragma unroll
+            for (ushort i = 0; i < 8; ++i) {
+                count[i] = atomic_load_explicit(&here[top_bin(255u - 8u * lane - i)], memory_order_relaxed);
+                mine += count[i];
             }
             uint higher = simd_prefix_exclusive_sum(mine);
-            for (uint i = 0; i < 8; ++i) {
-                const uint digit = 255u - 8u * lane - i;
-                const uint count = atomic_load_explicit(&bins[digit], memory_order_relaxed);
-                if (higher < wanted && wanted <= higher + count) {
-                    found[0] = prefix | digit << shift;
+            #pragma unroll
+            for (ushort i = 0; i < 8; ++i) {
+                if (higher < wanted && wanted <= higher + count[i]) {
+                    found[0] = prefix | (255u - 8u * lane - i) << shift;
                     found[1] = wanted - higher;
                 }
-                higher += count;
+                higher += count[i];
             }
+        } else if (tid - 32u < TOP_BINS) {
+            atomic_store_explicit(&other[tid - 32], 0u, memory_order_relaxed);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         prefix = found[0];
         wanted = found[1];
         mask |= 255u << shift;
     }
-    // Everything above the threshold, and the first `wanted` that equal it, in ascending order.
-    uint done = 0, equals = 0;
-    for (uint base = 0; base < in_sight; base += TOP_THREADS) {
-        const uint i = base + tid;
-        const uint key = i < in_sight ? top_key(score[i]) : 0u;
-        const uint is_equal = i < in_sight && key == prefix ? 1u : 0u;
-        const uint equal_before = simd_prefix_exclusive_sum(is_equal), equal_here = simd_sum(is_equal);
-        if (lane == 0) { equal[sg] = equal_here; }
+    // Everything above the threshold, and the first `wanted` that equal it, in ascending order. Counts of
+    // both are added up at once, those above in the upper half.
+    uint above = 0, equal = 0, slot = 0;
+    for (uint base = 0; base < in_sight; base += TOP_BLOCK) {
+        const uint first = base + tid * TOP_MINE;
+        if (!is_short) { top_load(keys, score, first, in_sight, is_aligned); }
+        uint mine = 0;
+        #pragma unroll
+        for (ushort j = 0; j < TOP_MINE; ++j) { mine += keys[j] > prefix ? 0x10000u : keys[j] == prefix ? 1u : 0u; }
+        const uint before = simd_prefix_exclusive_sum(mine);
+        if (lane == 31) { groups[slot + sg] = before + mine; }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint group_equals = equal[lane];
-        const uint equal_groups = simd_sum(lane < sg ? group_equals : 0u), equal_all = simd_sum(group_equals);
-        const uint rank = equals + equal_groups + equal_before;
-        const uint keep = i < in_sight && (key > prefix || (is_equal != 0u && rank < wanted)) ? 1u : 0u;
-        const uint kept_before = simd_prefix_exclusive_sum(keep), kept_here = simd_sum(keep);
-        if (lane == 0) { above[sg] = kept_here; }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint group_kept = above[lane];
-        const uint kept_groups = simd_sum(lane < sg ? group_kept : 0u), kept_all = simd_sum(group_kept);
-        if (keep != 0u) { out[done + kept_groups + kept_before] = int(i); }
-        done += kept_all;
-        equals += equal_all;
-        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const uint group = groups[slot + lane], all = simd_sum(group);
+        const uint earlier = before + simd_sum(lane < sg ? group : 0u);
+        uint above_mine = above + (earlier >> 16), equal_mine = equal + (earlier & 0xffffu);
+        #pragma unroll
+        for (ushort j = 0; j < TOP_MINE; ++j) {
+            const bool is_above = keys[j] > prefix, is_equal = keys[j] == prefix;
+            if (is_above || (is_equal && equal_mine < wanted)) { out[above_mine + min(equal_mine, wanted)] = int(first + j); }
+            above_mine += is_above ? 1u : 0u;
+            equal_mine += is_equal ? 1u : 0u;
+        }
+        above += all >> 16;
+        equal += all & 0xffffu;
+        slot ^= 32u;
     }
 }

@@ -90,7 +90,7 @@ def test_tiles_write_what_they_own_and_nothing_else(branch: str, n: int) -> None
 
 
 @MODES
-@pytest.mark.parametrize("visible", [7, 8, 9, 1500])
+@pytest.mark.parametrize("visible", [7, 8, 9, 1500, 8192, 8193, 20001])
 def test_top_rows_are_the_highest_and_ascend(mode: str, visible: int) -> None:
     top = 8
     scores = np.round(_random(1, visible), 1)  # many are equal: the lower row wins
