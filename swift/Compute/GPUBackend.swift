@@ -17,6 +17,9 @@ public final class GPUBackend: Backend {
     let weights: GPUWeights
     let sessionTables: SessionTables
     private var logits: [Float] = []
+    /// A way out that has not been taken yet, and where it took the streams; see `hcLeave`.
+    private var leaving: (streams: Tensor, y: Tensor, mix: HyperConnectionMix)?
+    private var moved: Tensor?
 
     /// Above this many tokens weights are read once a tile, not once for four tokens.
     static let fewTokens = 8
@@ -184,6 +187,9 @@ public final class GPUBackend: Backend {
     private func elements(_ count: Int) -> Int { (count + 255) / 256 }
 
     public func hcSpread(_ x: Tensor) throws -> Tensor {
+        // A pass that failed may have left these.
+        leaving = nil
+        moved = nil
         let streams = try arena.tensor(x.rows, 4, x.width)
         dispatch(.hc_spread, (elements(x.width), x.rows, 1), [x.floats.raw, streams.floats.raw], hc(x.rows, x.width))
         return streams
@@ -194,9 +200,11 @@ public final class GPUBackend: Backend {
     /// Tokens of a threadgroup of `hc_enter` that makes their ways out.
     private static let hcThreads = GPUKernel.hc_enter.threads
 
-    private func hcMix(_ streams: Tensor, _ w: HyperConnectionWeights, _ epsilon: Float) throws -> (Tensor, gpu_hc) {
-        let fn = weights[w.fn], outputs = w.fn.rows
-        var call = hc(streams.rows, streams.width / 4)
+    /// - Returns: The outputs, and where the streams are now.
+    private func hcMix(_ streams: Tensor, _ w: HyperConnectionWeights,
+                       _ epsilon: Float) throws -> (mix: Tensor, streams: Tensor, call: gpu_hc) {
+        let fn = weights[w.fn], outputs = w.fn.rows, n = streams.rows
+        var call = hc(n, streams.width / 4)
         call.outputs = UInt32(outputs)
         call.iterations = UInt32(w.sinkhornIterations)
         call.norm_epsilon = w.normEpsilon
@@ -204,18 +212,30 @@ public final class GPUBackend: Backend {
         call.input_epsilon = epsilon
         call.type = fn.type
         call.plane = fn.plane
-        let isMany = streams.rows > Self.fewMixes && outputs == 24 && call.dim % 128 == 0 && fn.type != GPU_Q8_0
+        let isMany = n > Self.fewMixes && outputs == 24 && call.dim % 128 == 0 && fn.type != GPU_Q8_0
         call.parts = isMany ? 4 : 1
-        let mix = try arena.tensor(streams.rows, Int(call.parts) * (outputs + 4))
-        let kernel: GPUKernel = isMany ? .hc_mix_many : .hc_mix
-        dispatch(kernel, isMany ? (4, (streams.rows + 31) / 32, 1) : (outputs + 1, streams.rows, 1),
+        let mix = try arena.tensor(n, Int(call.parts) * (outputs + 4))
+        if let last = leaving {
+            precondition(last.streams.floats == streams.floats && moved == nil)
+            leaving = nil
+            guard fn.type == GPU_Q8_0 else {
+                let out = try arena.tensor(n, 4, streams.width / 4)
+                dispatch(.hc_leave_mix, (outputs + 1, n, 1),
+                         [last.y.floats.raw, last.mix.post.floats.raw, last.mix.comb.floats.raw, streams.floats.raw,
+                          fn.address, out.floats.raw, mix.floats.raw], call)
+                moved = out
+                return (mix, out, call)
+            }
+            leave(from: streams, last.y, last.mix, to: streams)
+        }
+        dispatch(isMany ? .hc_mix_many : .hc_mix, isMany ? (4, (n + 31) / 32, 1) : (outputs + 1, n, 1),
                  [streams.floats.raw, fn.address, mix.floats.raw], call)
-        return (mix, call)
+        return (mix, streams, call)
     }
 
     public func hcEnter(_ streams: Tensor, _ w: HyperConnectionWeights, norm: Vector,
                         epsilon: Float) throws -> (x: Tensor, mix: HyperConnectionMix) {
-        let (mix, call) = try hcMix(streams, w, epsilon), n = streams.rows
+        let (mix, streams, call) = try hcMix(streams, w, epsilon), n = streams.rows
         let out = HyperConnectionMix(pre: mix, post: try arena.tensor(n, 4), comb: try arena.tensor(n, 4, 4))
         let x = try arena.tensor(n, streams.width / 4)
         dispatch(.hc_enter, ((n + Self.hcThreads - 1) / Self.hcThreads + n, 1, 1),
@@ -225,7 +245,8 @@ public final class GPUBackend: Backend {
     }
 
     public func hcHead(_ streams: Tensor, _ w: HyperConnectionWeights, norm: Vector, epsilon: Float) throws -> Tensor {
-        let (mix, call) = try hcMix(streams, w, epsilon), n = streams.rows
+        precondition(leaving == nil && moved == nil, "streams are whole behind an even number of sublayers")
+        let (mix, _, call) = try hcMix(streams, w, epsilon), n = streams.rows
         let x = try arena.tensor(n, streams.width / 4)
         dispatch(.hc_head, (n, 1, 1),
                  [mix.floats.raw, try weights[w.scale], try weights[w.base], streams.floats.raw, try weights[norm], x.floats.raw],
@@ -233,9 +254,24 @@ public final class GPUBackend: Backend {
         return x
     }
 
+    /// A block has two sublayers. The way out of the first waits for the way into the second, which does both in
+    /// one launch; from then until the second's way out the streams are elsewhere. All of it lies between two
+    /// releases of the arena.
     public func hcLeave(_ streams: Tensor, _ y: Tensor, _ mix: HyperConnectionMix) throws {
+        if let current = moved {
+            leave(from: current, y, mix, to: streams)
+            moved = nil
+        } else if y.rows <= Self.fewMixes {
+            leaving = (streams, y, mix)
+        } else {
+            leave(from: streams, y, mix, to: streams)
+        }
+    }
+
+    private func leave(from streams: Tensor, _ y: Tensor, _ mix: HyperConnectionMix, to out: Tensor) {
         dispatch(.hc_leave, (elements(y.width), y.rows, 1),
-                 [y.floats.raw, mix.post.floats.raw, mix.comb.floats.raw, streams.floats.raw], hc(y.rows, y.width))
+                 [y.floats.raw, mix.post.floats.raw, mix.comb.floats.raw, streams.floats.raw, out.floats.raw],
+                 hc(y.rows, y.width))
     }
 }
 

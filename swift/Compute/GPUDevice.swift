@@ -41,7 +41,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     case matvec_common, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
     case quant_repack_q8_0, quant_repack_iq2_xxs
     case rms_norm_f32, rope_table_f32, rope_queries_f32
-    case hc_spread, hc_mix, hc_mix_many, hc_enter, hc_head, hc_leave
+    case hc_spread, hc_mix, hc_mix_many, hc_enter, hc_head, hc_leave, hc_leave_mix
     case kv_key_rows, kv_index_queries
     case compressor_step, compressor_rows, compressor_state
     case indexer_score, indexer_top_k
@@ -59,7 +59,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
             128
         case .hc_enter, .hc_head:
             512
-        case .hc_mix, .compressor_rows, .indexer_top_k, .experts_sort, .sampling_scan:
+        case .hc_mix, .hc_leave_mix, .compressor_rows, .indexer_top_k, .experts_sort, .sampling_scan:
             1024
         case .router_hash:
             32

@@ -5,13 +5,14 @@
 //   hc_mix_many   the same for many tokens            -> mix [n, 4, 28]: a part from each stream
 //   hc_enter      mix, scale [3], base [24], streams  -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
 //   hc_head       mix, scale [1], base [4], streams   -> x [n, D] collapsed and normed
-//   hc_leave      y [n, D], post, comb                -> streams, in place
+//   hc_leave      y [n, D], post, comb, streams       -> streams, in place or not
+//   hc_leave_mix  the same, and hc_mix of what it makes, in one launch
 //
 // comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
 // (iterations - 1) × (rows, columns), each division by (sum + eps).
 //
-// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; mix_many: x streams,
-//            y 32 tokens each; enter: ceil(n / 512) that make post and comb, a thread a token, then a threadgroup
+// Grid       spread, leave: one thread a channel, y tokens; mix, leave_mix: x outputs + 1, y tokens;
+//            mix_many: x streams, y 32 tokens each; enter: ceil(n / 512) that make post and comb, a thread a token, then a threadgroup
 //            a token; head: tokens
 // Precision  f32
 // CPU twin   CKernels/hyper_connection.c
@@ -400,19 +401,93 @@ kernel void hc_head(device const float *mix        [[buffer(0)]],
                    tid, sg, lane);
 }
 
+// What leaves a token's channels: stream j takes post_j · y + Σ_i comb_ij · stream_i.
+struct hc_way {
+    float4 comb[4];
+    float4 post;
+};
+
+inline hc_way hc_load_way(device const float *post, device const float *comb, uint token) {
+    hc_way way;
+    for (ushort i = 0; i < 4; ++i) { way.comb[i] = ((device const float4 *)(comb + ulong(token) * 16))[i]; }
+    way.post = *(device const float4 *)(post + ulong(token) * 4);
+    return way;
+}
+
 kernel void hc_leave(device const float *y       [[buffer(0)]],
                      device const float *post    [[buffer(1)]],
                      device const float *comb    [[buffer(2)]],
-                     device float *streams       [[buffer(3)]],
-                     constant gpu_hc &p          [[buffer(4)]],
+                     device const float *streams [[buffer(3)]],
+                     device float *out           [[buffer(4)]],
+                     constant gpu_hc &p          [[buffer(5)]],
                      uint2 i                     [[thread_position_in_grid]])
 {
     if (i.x >= p.dim) { return; }
-    device float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
+    device const float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
     // All loads first: one behind a store would wait for the one before.
-    device const float4 *c = (device const float4 *)(comb + ulong(i.y) * 16);
     const float s0 = s[0], s1 = s[p.dim], s2 = s[2 * p.dim], s3 = s[3 * p.dim], v = y[ulong(i.y) * p.dim + i.x];
-    const float4 c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], own = *(device const float4 *)(post + ulong(i.y) * 4);
-    const float4 out = own * v + (c0 * s0 + c1 * s1 + c2 * s2 + c3 * s3);
-    for (ushort j = 0; j < 4; ++j) { s[ulong(j) * p.dim] = out[j]; }
+    const hc_way way = hc_load_way(post, comb, i.y);
+    const float4 left = way.post * v + (way.comb[0] * s0 + way.comb[1] * s1 + way.comb[2] * s2 + way.comb[3] * s3);
+    for (ushort j = 0; j < 4; ++j) { out[(ulong(i.y) * 4 + j) * p.dim + i.x] = left[j]; }
+}
+
+// A thread's part of output `row`, or of the squares if there is no such row; those threads write the streams.
+template <uint T>
+inline float hc_left(device const float *y, const hc_way way, device const float *streams, device const uchar *fn,
+                     device float *out, constant gpu_hc &p, uint row, ushort tid) {
+    float sum = 0.0f;
+    for (uint d = 4u * tid; d < p.dim; d += HC_MIX_THREADS * 4u) {
+        float4 s[4];
+        uint4 w[4];
+        const float4 v = *(device const float4 *)(y + d);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            s[j] = *(device const float4 *)(streams + j * p.dim + d);
+            w[j] = hc_load4<T>(fn, p.plane, (ulong(min(row, p.outputs - 1)) * 4 + j) * p.dim + d);
+        }
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            const float4 left = v * way.post[j] + (s[0] * way.comb[0][j] + s[1] * way.comb[1][j]
+                                                   + s[2] * way.comb[2][j] + s[3] * way.comb[3][j]);
+            if (row < p.outputs) {
+                sum += dot(left, hc_float4<T>(w[j]));
+            } else {
+                sum += dot(left, left);
+                *(device float4 *)(out + j * p.dim + d) = left;
+            }
+        }
+    }
+    return sum;
+}
+
+// out is not streams: the other threadgroups still read these.
+[[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
+kernel void hc_leave_mix(device const float *y       [[buffer(0)]],
+                         device const float *post    [[buffer(1)]],
+                         device const float *comb    [[buffer(2)]],
+                         device const float *streams [[buffer(3)]],
+                         device const uchar *fn      [[buffer(4)]],
+                         device float *out           [[buffer(5)]],
+                         device float *mix           [[buffer(6)]],
+                         constant gpu_hc &p          [[buffer(7)]],
+                         uint2 tg                    [[threadgroup_position_in_grid]],
+                         ushort tid                  [[thread_index_in_threadgroup]],
+                         ushort sg                   [[simdgroup_index_in_threadgroup]],
+                         ushort lane                 [[thread_index_in_simdgroup]])
+{
+    threadgroup float partial[32];
+    const hc_way way = hc_load_way(post, comb, tg.y);
+    float sum = 0.0f;
+    y += ulong(tg.y) * p.dim;
+    streams += ulong(tg.y) * 4 * p.dim;
+    out += ulong(tg.y) * 4 * p.dim;
+    #define HC_LEFT(T) sum = hc_left<T>(y, way, streams, fn, out, p, tg.x, tid)
+    switch (p.type) {
+    QUANT_CASE(GPU_F32, HC_LEFT)
+    QUANT_CASE(GPU_F16, HC_LEFT)
+    QUANT_CASE(GPU_BF16, HC_LEFT)
+    QUANT_CASE(GPU_Q8_0_PLANES, HC_LEFT)
+    }
+    sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
+    if (tid == 0) { mix[ulong(tg.y) * HC_LINE(p.outputs) + tg.x] = sum; }
 }

@@ -129,13 +129,46 @@ def test_head_is_the_way_in_alone(mode: str) -> None:
     np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=2e-6)
 
 
+def _left(
+    streams: NDArray[np.float32],
+    y: NDArray[np.float32],
+    post: NDArray[np.float32],
+    comb: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    wanted = np.einsum("nij,nid->njd", comb.astype(F64), streams.astype(F64))
+    return np.asarray(wanted + post[:, :, None].astype(F64) * y[:, None])
+
+
 @MODES
 def test_leaving_mixes_streams_and_adds_the_result_to_each(mode: str) -> None:
     n, dim = 3, 300
     streams, y = _random(n, 4, dim), _random(n, dim, seed=1)
     post, comb = _random(n, 4, seed=2), _random(n, 4, 4, seed=3)
-    wanted = np.einsum("nij,nid->njd", comb.astype(F64), streams.astype(F64))
-    wanted += post[:, :, None].astype(F64) * y[:, None]
+    wanted = _left(streams, y, post, comb)
     call = _call(n, dim, 24, GPU_F16, 1)
-    _run(mode, "hc_leave", [y, post, comb, streams, call], (2, n), 256)
-    np.testing.assert_allclose(streams, wanted, rtol=1e-5, atol=1e-5)
+    before, out = streams.copy(), _nan(n, 4, dim)
+    _run(mode, "hc_leave", [y, post, comb, streams, out, call], (2, n), 256)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(streams, before)
+
+
+@MODES
+@pytest.mark.parametrize(("dim", "outputs"), [(96, 4), (512, 24), (4128, 24)])
+@pytest.mark.parametrize("kind", [GPU_F32, GPU_F16])
+def test_leaving_and_mixing_in_one_launch_do_what_two_do(
+    mode: str, dim: int, outputs: int, kind: int
+) -> None:
+    n = 2
+    streams, y = _random(n, 4, dim), _random(n, dim, seed=1)
+    post, comb = _random(n, 4, seed=2), _random(n, 4, 4, seed=3)
+    fn: NDArray[np.floating] = _random(outputs, 4 * dim, seed=4)
+    if kind == GPU_F16:
+        fn = fn.astype(np.float16)
+    before, out, mix = streams.copy(), _nan(n, 4, dim), _nan(n, outputs + 4)
+    call = _call(n, dim, outputs, kind, 1)
+    buffers: list[gpu_emulator.Buffer] = [y, post, comb, streams, fn, out, mix, call]
+    _run(mode, "hc_leave_mix", buffers, (outputs + 1, n), 1024)
+    np.testing.assert_allclose(out, _left(streams, y, post, comb), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(streams, before)
+    wanted = _mixed(out, fn)
+    np.testing.assert_allclose(mix[:, : outputs + 1], wanted, rtol=1e-5, atol=2e-3)
