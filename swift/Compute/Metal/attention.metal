@@ -107,25 +107,24 @@ inline device const uchar *att_next(thread att_rows &r, thread att_list &l, cons
     return att_address(l, p, simd_shuffle(r.places, ushort(tile % 16 * 2 + lane / 16)));
 }
 
-// Two codes of E4M3 from bits 8 and 24 as two halfs. Moved to half's place they mean 2^-8 of their value.
-inline uint att_pair(uint codes, half2 factor) {
-    return as_type<uint>(as_type<half2>((codes & 0x80008000u) | (codes >> 1 & 0x3f803f80u)) * factor);
-}
+// In threadgroup memory, and so in queries and sums, the middle two of four neighbouring channels have changed
+// places: a word of codes then becomes two pairs of halfs by masks.
+inline float4 att_swap(float4 v) { return float4(v.x, v.z, v.y, v.w); }
 
-// 2^8 times the power of a block; below 2^-22 there are none.
-inline half2 att_factor(uint scale) {
-    const uint bits = (clamp(scale, 104u, 134u) - 104u) << 10;
-    return as_type<half2>(bits | bits << 16);
+// Two codes of E4M3, whose bits were moved to half's place, there mean 2^-8 of their value. The power of a block
+// is 2^-22 at least, and as large as is needed for numbers that half has.
+inline uint att_pair(uint signs, uint magnitudes, half2 factor) {
+    return as_type<uint>(as_type<half2>((signs & 0x80008000u) | (magnitudes & 0x3f803f80u)) * factor);
 }
 
 // Values 4 · (t + 16 · j) … of a row as halfs, for j from 0 to 7; low: what the rotated ones, j = 7, lack.
 inline void att_halfs(thread kv_share &share, thread uint2 *v, thread uint2 &low, uint t) {
     #pragma unroll
     for (ushort j = 0; j < 7; ++j) {
-        const half2 factor = att_factor(((j < 4 ? share.scales.x : share.scales.y) >> (8 * (j & 3))) & 255u);
-        const uint w = share.q[j];
-        v[j] = uint2(att_pair((w & 0xffu) << 8 | (w & 0xff00u) << 16, factor),
-                     att_pair((w >> 8 & 0xff00u) | (w & 0xff000000u), factor));
+        const uint scale = ((j < 4 ? share.scales.x : share.scales.y) >> (8 * (j & 3))) & 255u, w = share.q[j];
+        // 2^8 times the block's power, twice.
+        const half2 factor = as_type<half2>(scale * 0x04000400u - 104u * 0x04000400u);
+        v[j] = uint2(att_pair(w << 8, w << 7, factor), att_pair(w, w >> 1, factor));
     }
     // Three values of 21 bits to 64: this thread's begin at value 4·t % 3 of a word.
     const float step = kv_power(share.scales.y >> 24) * 9.5367431640625e-7f;
@@ -137,6 +136,7 @@ inline void att_halfs(thread kv_share &share, thread uint2 *v, thread uint2 &low
         const uint bits = uint((at < 3 ? words[0] : words[1]) >> (21u * (at < 3 ? at : at - 3)));
         x[i] = float(int(bits << 11) >> 11) * step;
     }
+    x = att_swap(x);
     const half4 h = half4(x);
     v[7] = as_type<uint2>(h);
     low = as_type<uint2>(half4(x - float4(h)));
@@ -208,7 +208,7 @@ inline void split_tiles(device const float *q, thread att_list &l, constant gpu_
         #pragma unroll
         for (ushort i = 0; i < 8; ++i) {
             const uint h = min(head + lane / 16 + 2 * i, p.heads - 1);
-            const float4 v = *(device const float4 *)(q + ulong(h) * ATT_DIM + channel + lane % 16 * 4);
+            const float4 v = att_swap(*(device const float4 *)(q + ulong(h) * ATT_DIM + channel + lane % 16 * 4));
             const half4 high = half4(v);
             low[i] = as_type<uint2>(half4(v - float4(high)));
             *(threadgroup half4 *)(mine + (lane / 16 + 2 * i) * SPLIT_LOW_LD + lane % 16 * 4) = high;
@@ -316,7 +316,7 @@ inline void split_tiles(device const float *q, thread att_list &l, constant gpu_
             const uint h = lane / 4 + 8 * e;
             if (head + h < p.heads) {
                 *(device float4 *)(parts + ulong(h) * ATT_DIM + channel + 16 * j + lane % 4 * 4)
-                    = *(threadgroup const float4 *)(mine + h * ATT_TILE + lane % 4 * 4);
+                    = att_swap(*(threadgroup const float4 *)(mine + h * ATT_TILE + lane % 4 * 4));
             }
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -464,55 +464,56 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
 
 #define TILES_HEADS 64
 
+// A tile of rows on its way; IS_FP8: or else any other format.
+template <bool IS_FP8>
+inline void tiles_load(thread kv_share &share, thread uint2 *v, constant gpu_attention &p, device const uchar *row,
+                       uint t) {
+    if (IS_FP8) {
+        kv_load_share(share, row, t, 16);
+    } else {
+        #pragma unroll
+        for (ushort j = 0; j < 8; ++j) { v[j] = as_type<uint2>(half4(att_swap(kv_decode4(p.format, row, t + 16 * j)))); }
+    }
+}
+
+template <bool IS_FP8>
+inline void tiles_decode(thread kv_share &share, thread uint2 *v, uint t) {
+    uint2 low;
+    if (IS_FP8) { att_halfs(share, v, low, t); }
+}
+
 // A simdgroup owns 32 heads and 128 channels of queries, rows and output: a score is the sum of four partial
 // ones.
-[[max_total_threads_per_threadgroup(ATT_THREADS)]]
-kernel void attention_tiles(device const float *q              [[buffer(0)]],
-                            device const uchar *rows_here      [[buffer(1)]],
-                            device const kv_page *sessions     [[buffer(2)]],
-                            device const int *selected         [[buffer(3)]],
-                            device const int *counts           [[buffer(4)]],
-                            device const int *positions        [[buffer(5)]],
-                            device const float *sinks          [[buffer(6)]],
-                            device const float4 *table         [[buffer(7)]],
-                            device float *out                  [[buffer(8)]],
-                            constant gpu_attention &p          [[buffer(9)]],
-                            uint2 tg                           [[threadgroup_position_in_grid]],
-                            ushort tid                         [[thread_index_in_threadgroup]],
-                            ushort sg                          [[simdgroup_index_in_threadgroup]],
-                            ushort lane                        [[thread_index_in_simdgroup]])
-{
-    threadgroup uint4 row_memory[ATT_TILE * ATT_LD / 8];
-    threadgroup float4 partial_memory[2 * TILES_HEADS * ATT_TILE / 4];
-    threadgroup uint4 weight_memory[TILES_HEADS * ATT_WEIGHT_LD / 8];
-    threadgroup float fades[TILES_HEADS];
-    threadgroup half *rows = (threadgroup half *)row_memory;
-    threadgroup float *partial = (threadgroup float *)partial_memory;
-    threadgroup half *weights = (threadgroup half *)weight_memory;
-
-    const uint token = tg.y, head = tg.x * TILES_HEADS, t = tid & 15;
+template <bool IS_FP8>
+inline void tiles_attend(device const float *q, thread att_list &l, constant gpu_attention &p, uint head,
+                         device const float *sinks, device const float *table, device float *out, threadgroup half *rows,
+                         threadgroup float *partial, threadgroup half *weights, threadgroup float *fades, ushort tid,
+                         ushort sg, ushort lane) {
     const ushort half_of_heads = sg & 1, quarter = sg / 2;
-    const uint channel = quarter * 128u;
-    att_list l = att_open(p, rows_here, sessions, selected, counts, positions, token);
-    const bool is_fp8 = att_is_fp8_512(p);
+    const uint channel = quarter * 128u, t = tid & 15;
     kv_share share;
     att_rows r;
     r.from = 0;
     r.to = l.all;
     device const uchar *next = att_next(r, l, p, 0, sg, lane);
-    uint2 v[8], low;
-    if (is_fp8) { kv_load_share(share, next, t, 16); }
-    // Queries become matrices by way of the rows' memory, sixteen heads at a time.
+    uint2 v[8];
+    tiles_load<IS_FP8>(share, v, p, next, t);
+    // Queries become matrices by way of the rows' memory, sixteen heads at a time; all are on their way before.
     tile_a query[2][8];
-    q += ulong(token) * p.heads * ATT_DIM;
+    float4 x[4][8];
     #pragma unroll
     for (ushort i = 0; i < 4; ++i) {
         #pragma unroll
         for (ushort e = 0; e < 8; ++e) {
-            const uint h = tid / 128 + 2 * e;
-            const float4 x = *(device const float4 *)(q + ulong(min(head + i * 16u + h, p.heads - 1)) * ATT_DIM
-                                                      + tid % 128 * 4);
-            *(threadgroup half4 *)(rows + h * ATT_LD + tid % 128 * 4) = half4(x);
+            const uint h = min(head + i * 16u + tid / 128 + 2 * e, p.heads - 1);
+            x[i][e] = *(device const float4 *)(q + ulong(h) * ATT_DIM + tid % 128 * 4);
+        }
+    }
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        #pragma unroll
+        for (ushort e = 0; e < 8; ++e) {
+            *(threadgroup half4 *)(rows + (tid / 128 + 2 * e) * ATT_LD + tid % 128 * 4) = half4(att_swap(x[i][e]));
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (half_of_heads == i / 2) {
@@ -530,11 +531,7 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
     // Of head tid / 4: the same in four lanes, and each lane's share of the weight.
     float top = ATT_NONE, weight = 0.0f;
     const float scale = p.scale * ATT_LOG2E;
-    if (is_fp8) {
-        att_halfs(share, v, low, t);
-    } else {
-        for (ushort j = 0; j < 8; ++j) { v[j] = as_type<uint2>(half4(kv_decode4(p.format, next, t + 16 * j))); }
-    }
+    tiles_decode<IS_FP8>(share, v, t);
     next = att_next(r, l, p, 1, sg, lane);
     for (uint at = 0, tile = 0; at < l.all; at += ATT_TILE, ++tile) {
         att_put(rows + tid / 16 * ATT_LD, v, t);
@@ -563,8 +560,12 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
                 tile_stage(score[0], slot, ATT_TILE, lane);
                 tile_stage(score[1], slot + 256, ATT_TILE, lane);
             }
-            threadgroup_barrier(mem_flags::mem_threadgroup);
         }
+        // The next tile begins to arrive; where the one after that lies is known by then. Behind the last tile
+        // its last row comes again.
+        tiles_load<IS_FP8>(share, v, p, next, t);
+        next = att_next(r, l, p, tile + 2, sg, lane);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
         {
             // Head tid / 4, rows 4·(tid % 4) … of the tile.
             float4 s = *(threadgroup const float4 *)(partial + tid * 4)
@@ -584,13 +585,6 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
             *(threadgroup half4 *)(weights + tid / 4 * ATT_WEIGHT_LD + (tid & 3) * 4) = half4(s);
             if ((tid & 3) == 0) { fades[tid / 4] = fade; }
         }
-        // The next tile begins to arrive; where the one after that lies is known by then.
-        const bool goes_on = at + ATT_TILE < l.all;
-        device const uchar *line = next;
-        if (goes_on) {
-            if (is_fp8) { kv_load_share(share, line, t, 16); }
-            next = att_next(r, l, p, tile + 2, sg, lane);
-        }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (simd_any(fades[half_of_heads * 32 + lane] != 1.0f)) {
             #pragma unroll
@@ -599,27 +593,20 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
                 for (ushort j = 0; j < 8; ++j) { tile_scale_rows(sum[i][j], fades + half_of_heads * 32 + 16 * i, lane); }
             }
         }
-        {
-            tile_a given[2];
-            #pragma unroll
-            for (ushort i = 0; i < 2; ++i) {
-                tile_load_a(given[i], weights + (half_of_heads * 32 + 16 * i) * ATT_WEIGHT_LD, ATT_WEIGHT_LD, lane);
-            }
-            #pragma unroll
-            for (ushort j = 0; j < 8; ++j) {
-                tile_b value;
-                tile_load_b(value, rows + channel + 16 * j, ATT_LD, lane);
-                tile_mma(sum[0][j], given[0], value);
-                tile_mma(sum[1][j], given[1], value);
-            }
+        tile_a given[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            tile_load_a(given[i], weights + (half_of_heads * 32 + 16 * i) * ATT_WEIGHT_LD, ATT_WEIGHT_LD, lane);
         }
-        if (goes_on) {
-            if (is_fp8) {
-                att_halfs(share, v, low, t);
-            } else {
-                for (ushort j = 0; j < 8; ++j) { v[j] = as_type<uint2>(half4(kv_decode4(p.format, line, t + 16 * j))); }
-            }
+        #pragma unroll
+        for (ushort j = 0; j < 8; ++j) {
+            tile_b value;
+            tile_load_b(value, rows + channel + 16 * j, ATT_LD, lane);
+            tile_mma(sum[0][j], given[0], value);
+            tile_mma(sum[1][j], given[1], value);
         }
+        // A branch, so that this is done here, where other simdgroups still multiply, and not behind the barrier.
+        if (at + ATT_TILE < l.all) { tiles_decode<IS_FP8>(share, v, t); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     weight += simd_shuffle_xor(weight, 1);
@@ -631,6 +618,7 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     threadgroup float *mine = partial + sg * 256;
+    const uint plain = ATT_DIM - p.format.rope;
     #pragma unroll
     for (ushort i = 0; i < 2; ++i) {
         #pragma unroll
@@ -641,16 +629,50 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
             #pragma unroll
             for (ushort e = 0; e < 2; ++e) {
                 const uint h = head + half_of_heads * 32u + i * 16u + lane / 4 + 8 * e, c = channel + 16 * j + lane % 4 * 4;
-                float4 x = *(threadgroup const float4 *)(mine + (lane / 4 + 8 * e) * ATT_TILE + lane % 4 * 4);
-                if (c >= ATT_DIM - p.format.rope) {
-                    const float4 turn = table[(ulong(token) * p.format.rope + c - (ATT_DIM - p.format.rope)) / 4];
+                float4 x = att_swap(*(threadgroup const float4 *)(mine + (lane / 4 + 8 * e) * ATT_TILE + lane % 4 * 4));
+                if (c >= plain) {
+                    const float4 turn = *(device const float4 *)(table + c - plain);
                     x = float4(x.x * turn.x + x.y * turn.y, x.y * turn.x - x.x * turn.y,
                                x.z * turn.z + x.w * turn.w, x.w * turn.z - x.z * turn.w);
                 }
-                if (h < p.heads) { *(device float4 *)(out + (ulong(token) * p.heads + h) * ATT_DIM + c) = x; }
+                if (h < p.heads) { *(device float4 *)(out + ulong(h) * ATT_DIM + c) = x; }
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
         }
+    }
+}
+
+[[max_total_threads_per_threadgroup(ATT_THREADS)]]
+kernel void attention_tiles(device const float *q              [[buffer(0)]],
+                            device const uchar *rows_here      [[buffer(1)]],
+                            device const kv_page *sessions     [[buffer(2)]],
+                            device const int *selected         [[buffer(3)]],
+                            device const int *counts           [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device const float *sinks          [[buffer(6)]],
+                            device const float *table          [[buffer(7)]],
+                            device float *out                  [[buffer(8)]],
+                            constant gpu_attention &p          [[buffer(9)]],
+                            uint2 tg                           [[threadgroup_position_in_grid]],
+                            ushort tid                         [[thread_index_in_threadgroup]],
+                            ushort sg                          [[simdgroup_index_in_threadgroup]],
+                            ushort lane                        [[thread_index_in_simdgroup]])
+{
+    threadgroup uint4 rows[ATT_TILE * ATT_LD / 8];
+    threadgroup float4 partial[2 * TILES_HEADS * ATT_TILE / 4];
+    threadgroup uint4 weights[TILES_HEADS * ATT_WEIGHT_LD / 8];
+    threadgroup float fades[TILES_HEADS];
+    const uint token = tg.y;
+    att_list l = att_open(p, rows_here, sessions, selected, counts, positions, token);
+    q += ulong(token) * p.heads * ATT_DIM;
+    out += ulong(token) * p.heads * ATT_DIM;
+    table += ulong(token) * p.format.rope;
+    if (att_is_fp8_512(p)) {
+        tiles_attend<true>(q, l, p, tg.x * TILES_HEADS, sinks, table, out, (threadgroup half *)rows,
+                           (threadgroup float *)partial, (threadgroup half *)weights, fades, tid, sg, lane);
+    } else {
+        tiles_attend<false>(q, l, p, tg.x * TILES_HEADS, sinks, table, out, (threadgroup half *)rows,
+                            (threadgroup float *)partial, (threadgroup half *)weights, fades, tid, sg, lane);
     }
 }
 
