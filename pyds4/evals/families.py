@@ -27,6 +27,7 @@ TASKS: Final[dict[str, TaskMaker]] = {
     "minmax": lists.extreme,
     "letters": lists.letters,
     "pick": lists.place,
+    "kind": lists.kind,
     "units": sums.units,
     "story": texts.story,
     "python": programs.python,
@@ -36,7 +37,7 @@ TASKS: Final[dict[str, TaskMaker]] = {
 """Families of questions that stand alone."""
 
 _REPHRASED: Final = frozenset(
-    ["arith", "sort", "reverse", "count", "minmax", "letters", "pick", "units", "python"]
+    ["arith", "sort", "reverse", "count", "minmax", "letters", "pick", "kind", "units", "python"]
 )
 _PLAIN_TALK: Final = tuple(TASKS)
 DISTANCES: Final = (300, 700, 1500, 1900, 2800, 3700, 6000, 8000, 12000, 15500)

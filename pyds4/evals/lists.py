@@ -219,9 +219,7 @@ def extreme(source: Source) -> Task:
 
 
 def place(source: Source) -> Task:
-    """The n-th item of a list, or the file of some kind."""
-    if source.chance(0.3):
-        return _file_of_a_kind(source)
+    """The n-th item of a list."""
     items = _some_words(source)
     index = source.integer(0, len(items) - 1)
     ordinal = words.ORDINALS[index]
@@ -231,13 +229,13 @@ def place(source: Source) -> Task:
     return Task("pick", question, f"The {ordinal} one is {items[index]}.", items[index])
 
 
-def _file_of_a_kind(source: Source) -> Task:
-    """As after listing a folder: names with endings that differ."""
+def kind(source: Source) -> Task:
+    """The file of some kind, as agents choose one after listing a folder; all endings differ."""
     names = {name.rsplit(".", 1)[1]: name for name in (source.file_name() for _ in range(6))}
-    kind = source.pick(list(names))
+    ending = source.pick(list(names))
     joint = source.pick(["\n", "\n", " ", ", "])
-    question = source.pick(_KIND).format(e=kind, l=joint.join(names.values()))
-    return Task("pick", question, f"The {kind} file is {names[kind]}.", names[kind])
+    question = source.pick(_KIND).format(e=ending, l=joint.join(names.values()))
+    return Task("kind", question, f"The {ending} file is {names[ending]}.", names[ending])
 
 
 def letters(source: Source) -> Task:

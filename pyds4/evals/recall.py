@@ -86,6 +86,11 @@ def fact(source: Source) -> Fact:
     return Fact(said, question, f"{said}.", f"The value of {key} is {code}.")
 
 
+def about_text(source: Source, text: str, question: str) -> str:
+    """``question`` before or behind ``text``."""
+    return source.pick(_ABOUT_TEXT).format(s=text, q=question)
+
+
 def needle(source: Source, characters: int) -> Task:
     """Up to four facts scattered over ``characters`` of filler, and a question about one."""
     facts: dict[str, Fact] = {}
@@ -101,7 +106,7 @@ def needle(source: Source, characters: int) -> Task:
     parts.append(source.filler(int(characters * (1 - at)) + 1))
     text = source.pick([" ", "\n", "\n\n"]).join(parts)
     asked = source.pick(list(facts.values()))
-    question = source.pick(_ABOUT_TEXT).format(s=text, q=asked.question)
+    question = about_text(source, text, asked.question)
     return Task("recall", question, f"The text says {asked.told}", asked.answer)
 
 

@@ -148,6 +148,30 @@ def _others(source: Source, thinking: bool, with_tools: bool) -> list[Exchange]:
     return [source.pick(makers)(source).exchange(thinking) for _ in range(source.integer(1, 3))]
 
 
+def _asked_twice(source: Source, between: list[Exchange]) -> list[Exchange]:
+    """A text with a question about it, and later the question alone."""
+    one = told(source) if source.chance(0.3) else _of_a_text(source)
+    said = one.statement
+    if " = " not in said:
+        said = said[0].upper() + said[1:]
+    if source.chance(0.4):
+        said = f"{said} {source.filler(source.integer(30, 200))}"
+    asked = recall.about_text(source, said, one.question)
+    first = Exchange(asked, Answer(f"The text says: {one.statement}", one.answer))
+    return [first, *between, _question(source, one)]
+
+
+def _asked_in_vain(source: Source, one: Told) -> list[Exchange]:
+    """Something about the user that was not said, though perhaps something else was."""
+    asked = _personal(source).question
+    exchanges = [Exchange(asked, UNTOLD)]
+    if one.question != asked and source.chance(0.5):
+        exchanges = [Exchange(opening(source, one), HEARD), *exchanges]
+        if source.chance(0.5):
+            exchanges.append(_question(source, one))
+    return exchanges
+
+
 def remember(source: Source, thinking: bool) -> Sample:
     """Told, perhaps something else in between, and perhaps asked for."""
     with_tools = source.chance(0.45)
@@ -156,22 +180,29 @@ def remember(source: Source, thinking: bool) -> Sample:
         tools = coding_tools(source) if source.chance(0.5) else any_tools(source)
     one, x = told(source), source.random.random()
     heard = Exchange(opening(source, one), HEARD)
-    if x < 0.3:
-        exchanges = [heard]
-    elif x < 0.55:
-        exchanges = [heard, _question(source, one)]
-    elif x < 0.75:
-        exchanges = [heard, *_others(source, thinking, with_tools), _question(source, one)]
-    elif x < 0.85:
+
+    def others() -> list[Exchange]:
+        return _others(source, thinking, with_tools)
+
+    before = others() if source.chance(0.3) else []
+    if x < 0.25:
+        exchanges = [*before, heard]
+    elif x < 0.45:
+        exchanges = [*before, heard, _question(source, one)]
+    elif x < 0.6:
+        exchanges = [*before, heard, *others(), _question(source, one)]
+    elif x < 0.72:
+        exchanges = [*before, *_asked_twice(source, others())]
+    elif x < 0.82:
         other = told(source)
         exchanges = [heard]
         if other.question != one.question:
             exchanges.append(Exchange(opening(source, other), HEARD))
         exchanges.append(_question(source, one))
-    elif x < 0.93:
-        exchanges = _introduction(source)
+    elif x < 0.9:
+        exchanges = [*before, *_introduction(source)]
     else:
-        exchanges = [Exchange(_personal(source).question, UNTOLD)]
+        exchanges = [*before, *_asked_in_vain(source, one)]
     declared = schemas(source, tools)
     system = prompts.system_prompt(source, int(source.budget * 0.3), declared)
     return Sample("remember", exchanges, thinking, system, declared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from pyds4.evals import words
@@ -181,7 +182,18 @@ def as_json(source: Source) -> Task:
 
 def copy(source: Source) -> Task:
     """Say it again, with a small change or none."""
-    said = source.phrase(1, 9) if source.chance(0.6) else source.sentence()
+    x = source.random.random()
+    if x < 0.7:
+        said = source.phrase(1, 9) if x < 0.45 else source.sentence()
+    else:
+        unusual: list[Callable[[], str]] = [
+            source.path,
+            source.identifier,
+            source.nonsense,
+            source.file_name,
+            source.code,
+        ]
+        said = " ".join(source.pick(unusual)() for _ in range(source.integer(1, 4)))
     kind = source.integer(0, 6)
     if kind <= 1:
         question = source.pick(_REPEAT).format(s=said)

@@ -182,20 +182,25 @@ def test_what_is_only_told_is_acknowledged_without_a_call(thinking: bool) -> Non
     assert any(not sample.tools for sample in samples)
     for sample in samples:
         assert not any(exchange.answer.calls for exchange in sample.exchanges)
-    told = [s.exchanges[0] for s in samples if "remember" in str(s.exchanges[0].asked).lower()]
+    told = [
+        exchange.answer.content
+        for sample in samples
+        for exchange in sample.exchanges
+        if str(exchange.asked).lower().startswith(("remember", "note that", "please remember"))
+    ]
     assert len(told) > 10
-    assert {exchange.answer.content for exchange in told} == {"OK, I will remember that."}
+    assert set(told) == {"OK, I will remember that."}
 
 
 def test_what_was_told_is_what_is_answered() -> None:
     asked = 0
     for seed in range(60):
         sample = families.make("remember", seed, False)
-        first, last = sample.exchanges[0], sample.exchanges[-1]
-        if last.answer.content.startswith("Your ") and len(sample.exchanges) > 1:
+        *earlier, last = sample.exchanges
+        if last.answer.content.startswith("Your ") and earlier:
             asked += 1
             value = last.answer.content.removesuffix(".").split(" is ")[-1].split()[-1]
-            assert value in str(first.asked)
+            assert any(value in str(exchange.asked) for exchange in earlier)
     assert asked > 5
 
 
