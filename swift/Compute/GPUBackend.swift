@@ -195,10 +195,12 @@ public final class GPUBackend: Backend {
         return streams
     }
 
-    /// Up to so many tokens each output is a threadgroup; above, four of them read a token's streams once.
+    /// Up to so many tokens each output has threadgroups of its own; above, a token's streams are read once.
     private static let fewMixes = 16
+    /// Parts of an output, that `hc_enter` and `hc_head` add.
+    private static let mixParts = 4
     /// Tokens of a threadgroup of `hc_enter` that makes their ways out.
-    private static let hcThreads = GPUKernel.hc_enter.threads
+    private static let waysOut = GPUKernel.hc_enter.threads / 32
 
     /// - Returns: The outputs, and where the streams are now.
     private func hcMix(_ streams: Tensor, _ w: HyperConnectionWeights,
@@ -212,23 +214,19 @@ public final class GPUBackend: Backend {
         call.input_epsilon = epsilon
         call.type = fn.type
         call.plane = fn.plane
-        let isMany = n > Self.fewMixes && outputs == 24 && call.dim % 128 == 0 && fn.type != GPU_Q8_0
-        call.parts = isMany ? 4 : 1
-        let mix = try arena.tensor(n, Int(call.parts) * (outputs + 4))
+        let mix = try arena.tensor(n, Self.mixParts, outputs + 4), few = (outputs + 1, n, Self.mixParts)
         if let last = leaving {
             precondition(last.streams.floats == streams.floats && moved == nil)
             leaving = nil
-            guard fn.type == GPU_Q8_0 else {
-                let out = try arena.tensor(n, 4, streams.width / 4)
-                dispatch(.hc_leave_mix, (outputs + 1, n, 1),
-                         [last.y.floats.raw, last.mix.post.floats.raw, last.mix.comb.floats.raw, streams.floats.raw,
-                          fn.address, out.floats.raw, mix.floats.raw], call)
-                moved = out
-                return (mix, out, call)
-            }
-            leave(from: streams, last.y, last.mix, to: streams)
+            let out = try arena.tensor(n, 4, streams.width / 4)
+            dispatch(.hc_leave_mix, few,
+                     [last.y.floats.raw, last.mix.post.floats.raw, last.mix.comb.floats.raw, streams.floats.raw,
+                      fn.address, out.floats.raw, mix.floats.raw], call)
+            moved = out
+            return (mix, out, call)
         }
-        dispatch(isMany ? .hc_mix_many : .hc_mix, isMany ? (4, (n + 31) / 32, 1) : (outputs + 1, n, 1),
+        let isMany = n > Self.fewMixes && outputs == 24 && call.dim % 128 == 0
+        dispatch(isMany ? .hc_mix_many : .hc_mix, isMany ? (Self.mixParts, (n + 31) / 32, 1) : few,
                  [streams.floats.raw, fn.address, mix.floats.raw], call)
         return (mix, streams, call)
     }
@@ -238,7 +236,7 @@ public final class GPUBackend: Backend {
         let (mix, streams, call) = try hcMix(streams, w, epsilon), n = streams.rows
         let out = HyperConnectionMix(pre: mix, post: try arena.tensor(n, 4), comb: try arena.tensor(n, 4, 4))
         let x = try arena.tensor(n, streams.width / 4)
-        dispatch(.hc_enter, ((n + Self.hcThreads - 1) / Self.hcThreads + n, 1, 1),
+        dispatch(.hc_enter, ((n + Self.waysOut - 1) / Self.waysOut + n, 1, 1),
                  [mix.floats.raw, try weights[w.scale], try weights[w.base], streams.floats.raw, try weights[norm],
                   out.post.floats.raw, out.comb.floats.raw, x.floats.raw], call)
         return (x, out)

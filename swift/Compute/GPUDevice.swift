@@ -59,7 +59,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
             128
         case .hc_enter, .hc_head:
             512
-        case .hc_mix, .hc_leave_mix, .compressor_rows, .indexer_top_k, .experts_sort, .sampling_scan:
+        case .compressor_rows, .indexer_top_k, .experts_sort, .sampling_scan:
             1024
         case .router_hash:
             32

@@ -107,8 +107,6 @@ struct gpu_hc {
     float input_epsilon; /* of the sublayer's norm */
     uint32_t type;       /* of fn */
     uint64_t plane;
-    uint32_t parts; /* of each output, to be added */
-    uint32_t unused;
 };
 
 struct gpu_row_format {
