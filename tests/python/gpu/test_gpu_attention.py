@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import gpu_emulator
 import numpy as np
 import pytest
+from golden import errors
 from numpy.typing import NDArray
+
+import pyds4
+from models import F32 as F32_WEIGHTS
+from models import random_tokens, synthetic_path
+from pyds4.engine import StepItem
+from pyds4.synth import dimensions
 
 F32 = np.float32
 GPU_ROW_F32, GPU_ROW_FP8, GPU_ROW_FP4 = 0, 1, 2
@@ -376,3 +384,33 @@ def test_prompts_attend_within_half_precision(
 def test_prompts_attend_to_rows_in_f32_within_half_precision() -> None:
     rows = _plain_rows(100, 512, 64, seed=10)
     _tiles(Attention(rows, heads=16, first=40, n=2, top=9))
+
+
+def _logits(backend: str, cuts: list[int]) -> NDArray[np.float32]:
+    """Of a layer whose rows are of Flash's formats and of which few are kept, tokens by `cuts`."""
+    dims = dimensions("tiny", ratios=(4,), hash_layers=1, head_dim=512)
+    tokens = random_tokens(sum(cuts), seed=5)
+    path = synthetic_path(dims, F32_WEIGHTS)
+    with pyds4.Engine(path, backend=cast(Any, backend)) as model, model.session() as session:
+        found = []
+        for cut in cuts:
+            taken, tokens = tokens[:cut], tokens[cut:]
+            result = model.step([StepItem(session, list(taken), all_logits=True)])[0]
+            assert result.error is None
+            found.append(cast(NDArray[np.float32], result.logits))
+        return np.concatenate(found)
+
+
+@pytest.mark.parametrize(("exact", "bound"), [(True, 1e-5), (False, 5e-3)])
+def test_rows_are_selected_and_attended_to_as_on_the_cpu(
+    exact: bool, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYDS4_EMULATOR", str(gpu_emulator.library()))
+    if exact:
+        monkeypatch.setenv("PYDS4_GPU_EXACT", "1")
+    # A prompt, a few tokens at once, single ones; from the 36th on some rows are not kept.
+    cuts = [48, 5, 1, 1, 1]
+    distance = errors(_logits("emulated", cuts), _logits("cpu", cuts).astype(np.float64))
+    # A value between two codes, or between being kept and not, may go either way; most do not.
+    assert np.median(distance[36:]) <= bound
+    assert np.median(distance) <= bound
