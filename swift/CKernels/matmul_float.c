@@ -34,6 +34,9 @@ V_INLINE v16 f32_of_f16_avx512(u16x16 h) {
  * second-level cache, 6 tokens' run of columns the first. */
 enum { FLOAT_CHUNK_TOKENS = 24, FLOAT_RUN = 512 };
 
+/* How far ahead rows are fetched, at least. */
+enum { AHEAD_BYTES = 8192 };
+
 typedef struct {
     v16 sums[CK_TILE_ROWS][FLOAT_CHUNK_TOKENS];
 } kept_sums;

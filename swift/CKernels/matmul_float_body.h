@@ -57,8 +57,10 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
     const uint8_t *w[CK(MAX_ROWS)];
     const size_t bytes = type == CK_F32 ? 4 : 2;
     const int64_t stride = tile->acts.stride;
-    /* With few tokens memory is the limit: fetch the rows below meanwhile. */
-    const bool fetch = token == 0 && tile->n <= 16;
+    /* With few tokens memory is the limit: fetch rows below meanwhile, in a straight line if we can. */
+    const bool fetch = token == 0 && tile->n <= 16, whole = end - begin == tile->cols;
+    const int64_t bytes_at_once = n_rows * (int64_t)tile->row_bytes;
+    const uint8_t *ahead = ck_tile_row(tile, row) + ck_divide_up(AHEAD_BYTES, bytes_at_once) * bytes_at_once;
     int slot = (int)(token % FLOAT_CHUNK_TOKENS);
     for (int r = 0; r < n_rows; r++)
         w[r] = ck_tile_row(tile, row + r);
@@ -69,9 +71,10 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
     }
     int64_t k = begin;
     for (; k + 16 <= end; k += 16) {
-        if (fetch)
-            for (int r = 0; r < n_rows; r++)
-                __builtin_prefetch(w[r] + (size_t)CK(MAX_ROWS) * tile->row_bytes + bytes * (size_t)k);
+        for (size_t i = 0; fetch && whole && i < 16 * bytes * (size_t)n_rows; i += 64)
+            __builtin_prefetch(ahead + bytes * (size_t)(n_rows * k) + i);
+        for (int r = 0; fetch && !whole && r < n_rows; r++)
+            __builtin_prefetch(w[r] + (size_t)CK(MAX_ROWS) * tile->row_bytes + bytes * (size_t)k);
         CK(float_step)(type, w, n_rows, x, n_tokens, k, 16, sums);
         for (int t = 0; t < n_tokens; t++)
             x[t] += stride * CK_FLOATS;
@@ -89,6 +92,8 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
 V_INLINE void CK(float_rows)(const ck_tile *tile, int32_t type, int64_t token, int n_tokens,
                              int64_t begin, int64_t end, kept_sums *kept) {
     int row = 0;
+    for (; tile->n == 1 && row + 2 <= tile->n_rows; row += 2) /* more rows would be too many streams */
+        CK(float_block)(tile, type, row, 2, token, n_tokens, begin, end, kept);
     for (; row + CK(MAX_ROWS) <= tile->n_rows; row += CK(MAX_ROWS))
         CK(float_block)(tile, type, row, CK(MAX_ROWS), token, n_tokens, begin, end, kept);
     for (; row < tile->n_rows; row++)

@@ -2,6 +2,9 @@
 #include "quant_activations.h"
 #include "cpu_features.h"
 
+typedef int8_t q16 __attribute__((vector_size(16)));
+typedef int8_t q32 __attribute__((vector_size(32)));
+
 #define CK_BODY "quant_activations_body.h"
 #include "vector_isa.h"
 
@@ -42,16 +45,6 @@ ck_acts ck_acts_place(void *memory, ck_acts_form form, int64_t n, int64_t cols) 
     return acts;
 }
 
-static void interleave(ck_act *blocks, int64_t count, int64_t stride) {
-    for (int64_t b = 0; b < count; b++) {
-        int8_t q[CK_BLOCK];
-        memcpy(q, blocks[b * stride].q, sizeof q);
-        for (int j = 0; j < 8; j++)
-            for (int e = 0; e < 4; e++)
-                blocks[b * stride].q[4 * j + e] = q[8 * e + j];
-    }
-}
-
 static void copy_single(const ck_act *blocks, int64_t first, int64_t count, int64_t stride, const ck_single *to) {
     for (int64_t b = 0; b < count; b++) {
         const ck_act *act = blocks + b * stride;
@@ -65,9 +58,7 @@ static void copy_single(const ck_act *blocks, int64_t first, int64_t count, int6
 static void fill(const ck_acts *acts, const float *x, int64_t token, int64_t first, int64_t cols) {
     if (acts->blocks) {
         ck_act *out = acts->blocks + first / CK_BLOCK * acts->stride + token;
-        CK_DISPATCH(quantise_row)(x, cols / CK_BLOCK, out, acts->stride);
-        if (acts->form == CK_ACTS_INTERLEAVED)
-            interleave(out, cols / CK_BLOCK, acts->stride);
+        CK_DISPATCH(quantise_row)(x, cols / CK_BLOCK, out, acts->stride, acts->form == CK_ACTS_INTERLEAVED);
         if (acts->single.q)
             copy_single(out, first / CK_BLOCK, cols / CK_BLOCK, acts->stride, &acts->single);
         return;

@@ -19,16 +19,15 @@ static void CK(quantise_block)(const float *x, ck_act *out) {
         out->d = 0;
         return;
     }
-    float inverse = 127.0f / amax;
-    int32_t sums[2] = {0, 0};
-    for (int g = 0; g < 2; g++)
-        for (int i = 16 * g; i < 16 * g + 16; i++) {
-            /* Adding 1.5 · 2^23 rounds to the nearest integer, ties to even. */
-            float rounded = (x[i] * inverse + 12582912.0f) - 12582912.0f;
-            int32_t q = (int32_t)rounded;
-            out->q[i] = (int8_t)q;
-            sums[g] += q;
-        }
+    const v16 inverse = CK(v_set)(127.0f / amax), magic = CK(v_set)(12582912.0f);
+    int32_t sums[2];
+    for (int g = 0; g < 2; g++) {
+        /* Adding 1.5 · 2^23 rounds to the nearest integer, ties to even. */
+        i16 q = __builtin_convertvector((CK(v_load)(x + 16 * g) * inverse + magic) - magic, i16);
+        q16 bytes = __builtin_convertvector(q, q16);
+        memcpy(out->q + 16 * g, &bytes, sizeof bytes);
+        sums[g] = __builtin_reduce_add(q);
+    }
     for (int g = 0; g < 2; g++) {
         out->minus128[g] = -128 * sums[g];
         out->sum[g] = out->d * (float)sums[g];
@@ -37,7 +36,18 @@ static void CK(quantise_block)(const float *x, ck_act *out) {
     out->sum_all = out->d * (float)(sums[0] + sums[1]);
 }
 
-static void CK(quantise_row)(const float *x, int64_t count, ck_act *out, int64_t stride) {
-    for (int64_t b = 0; b < count; b++)
+static void CK(interleave)(ck_act *out) {
+    q32 q;
+    memcpy(&q, out->q, sizeof q);
+    q = __builtin_shufflevector(q, q, 0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12, 20,
+                                28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
+    memcpy(out->q, &q, sizeof q);
+}
+
+static void CK(quantise_row)(const float *x, int64_t count, ck_act *out, int64_t stride, bool interleaved) {
+    for (int64_t b = 0; b < count; b++) {
         CK(quantise_block)(x + b * CK_BLOCK, out + b * stride);
+        if (interleaved)
+            CK(interleave)(out + b * stride);
+    }
 }
