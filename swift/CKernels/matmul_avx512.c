@@ -154,6 +154,53 @@ CK_INLINE ck_unit unpack_q2_k(const state_q2_k *s, int sub) {
     return u;
 }
 
+/* A lone token's product with 32 weights of 16 rows. Here the scales multiply the two halves' sums (at most
+ * 16 · 3 · 127) instead of the weights, which need not even be shifted: the same integers in fewer steps. */
+CK_INLINE __m512 single_q2_k(const state_q2_k *s, int sub, const ck_act *x, __m512 y) {
+    const __m128i shift = _mm_cvtsi32_si128(2 * (sub & 3));
+    const __m512i two_bits = _mm512_set1_epi8((char)(3 << 2 * (sub & 3)));
+    const __m512i *q = s->q[sub >> 2];
+    __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int i = 0; i < 8; i++) {
+        int32_t four;
+        memcpy(&four, x->q + 4 * i, sizeof four);
+        sums[i / 4] = _mm512_dpbusd_epi32(sums[i / 4], _mm512_and_si512(q[i], two_bits), _mm512_set1_epi32(four));
+    }
+    for (int g = 0; g < 2; g++)
+        sums[g] = _mm512_sra_epi32(sums[g], shift);
+    /* of each lane the bytes 2 (sub & 1) and 2 (sub & 1) + 1 as 16 bits: scales, mins of the halves */
+    const __m512i pick = _mm512_set1_epi32(sub & 1 ? (int)0x80038002 : (int)0x80018000);
+    __m512i in_lane = _mm512_add_epi8(pick, _mm512_set4_epi32(0x000c000c, 0x00080008, 0x00040004, 0));
+    __m512i scales = _mm512_shuffle_epi8(s->scale[sub >> 1], in_lane);
+    __m512i mins = _mm512_shuffle_epi8(s->min[sub >> 1], in_lane);
+    __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, sums[0], _mm512_slli_epi32(sums[1], 16));
+    __m512i sum = _mm512_madd_epi16(both, scales);
+    y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(s->d, _mm512_set1_ps(x->d)), y);
+    __m512 first = _mm512_cvtepi32_ps(_mm512_and_si512(mins, _mm512_set1_epi32(0xffff)));
+    __m512 second = _mm512_cvtepi32_ps(_mm512_srli_epi32(mins, 16));
+    y = _mm512_fmadd_ps(_mm512_mul_ps(s->minus_dmin, first), _mm512_set1_ps(x->sum[0]), y);
+    return _mm512_fmadd_ps(_mm512_mul_ps(s->minus_dmin, second), _mm512_set1_ps(x->sum[1]), y);
+}
+
+static void tile_q2_k_single(const ck_tile *tile) {
+    const ck_act *x = tile->acts.blocks + tile->tokens[0];
+    const size_t blocks = (size_t)tile->cols / CK_SUPER;
+    __m512 y[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (size_t block = 0; block < blocks; block++, x += 8 * tile->acts.stride)
+        for (int g = 0; g < 2; g++) {
+            state_q2_k s;
+            prepare_q2_k(tile->group[g] + block * sizeof(ck_block_q2_k), tile->row_bytes, &s);
+#pragma clang loop unroll(full)
+            for (int sub = 0; sub < 8; sub++) {
+                if (g == 0)
+                    prefetch(tile, block, sizeof(ck_block_q2_k), (size_t)sub, 8);
+                y[g] = single_q2_k(&s, sub, x + sub * tile->acts.stride, y[g]);
+            }
+        }
+    _mm512_store_ps(tile->out, y[0]);
+    _mm512_store_ps(tile->out + CK_GROUP_ROWS, y[1]);
+}
+
 /* ---- Q4_K and Q5_K */
 
 typedef struct {
@@ -319,7 +366,10 @@ void matmul_tile_avx512(const ck_tile *tile) {
         tile_mxfp4(tile);
         break;
     case CK_Q2_K:
-        tile_q2_k(tile);
+        if (tile->n == 1)
+            tile_q2_k_single(tile);
+        else
+            tile_q2_k(tile);
         break;
     case CK_Q3_K:
         tile_q3_k(tile);
