@@ -51,7 +51,7 @@ static inline const uint8_t *ck_group_address(const ck_matrix *w, int64_t first)
  * tokens: a tile is long enough. */
 static inline int64_t ck_tiles_per_task(int64_t tiles, int threads, int64_t n) {
     int64_t per_task = n > 16 ? 1 : tiles / (8 * threads);
-    return per_task < 1 ? 1 : per_task > 4 ? 4 : per_task;
+    return per_task < 1 ? 1 : per_task > 16 ? 16 : per_task;
 }
 
 /* The tile this thread computes after `tile` of `task`, if all threads are equally fast. */
