@@ -40,18 +40,32 @@ extension GPUBackend {
     }
 
     private static let expertRows = 8
+    /// Rows of a tile of the integer kernels: many where there are tiles enough for every multiprocessor.
+    private static func int8Rows(_ rows: Int, times count: Int) -> Int {
+        [32, 16].first { rows % $0 == 0 && rows / $0 * count >= 256 } ?? (rows % 16 == 0 ? 16 : 8)
+    }
 
     private func fewTokens(_ call: ExpertsCall, _ arguments: gpu_experts) throws -> Tensor {
         let n = call.x.rows, assignments = call.routing.ids.count
         let y = try arena.tensor(n, call.down.rows)
         let h = try arena.tensor(assignments * call.gate.rows + n * call.sharedGate.width)
-        dispatch(.experts_gate_up, (call.gate.rows / Self.expertRows, assignments + n, 1),
+        // Kernels for weights as CUDA keeps them in the usual mix; inner is a multiple of 32 everywhere.
+        let integers = !isExact && !device.isUnified
+        let isGate = integers && arguments.type == UInt32(GPU_IQ2_XXS_PLANES)
+        let isDown = integers && arguments.down_type == UInt32(GPU_Q2_K_PLANES)
+            && arguments.shared_type == UInt32(GPU_Q8_0_PLANES)
+        let gateRows = isGate ? Self.int8Rows(call.gate.rows, times: assignments) : Self.expertRows
+        let downRows = isDown ? Self.int8Rows(call.down.rows, times: n) : Self.expertRows
+        var gateArguments = arguments, downArguments = arguments
+        gateArguments.tile = UInt32(gateRows)
+        downArguments.tile = UInt32(downRows)
+        dispatch(isGate ? .experts_gate_up_int8 : .experts_gate_up, (call.gate.rows / gateRows, assignments + n, 1),
                  [weights[call.gate].address, weights[call.up].address, call.x.floats.raw, call.routing.ids.ints.raw,
                   call.routing.weights.floats.raw, call.sharedGate.floats.raw, call.sharedUp.floats.raw, h.floats.raw],
-                 arguments)
-        dispatch(.experts_down, (call.down.rows / Self.expertRows, n, 1),
+                 gateArguments)
+        dispatch(isDown ? .experts_down_int8 : .experts_down, (call.down.rows / downRows, n, 1),
                  [weights[call.down].address, weights[call.sharedDown].address, h.floats.raw,
-                  call.routing.ids.ints.raw, y.floats.raw], arguments)
+                  call.routing.ids.ints.raw, y.floats.raw], downArguments)
         return y
     }
 

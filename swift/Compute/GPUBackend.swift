@@ -102,7 +102,8 @@ public final class GPUBackend: Backend {
 
     private static let mixTypes: Set<Int32> = [Int32(GPU_F32), Int32(GPU_F16), Int32(GPU_BF16), Int32(GPU_Q8_0)]
     private static let tileTypes: Set<UInt32> = Set(
-        [GPU_F16, GPU_Q8_0, GPU_Q8_0_PLANES, GPU_MXFP4, GPU_Q2_K, GPU_Q4_K, GPU_IQ2_XXS, GPU_IQ2_XXS_PLANES]
+        [GPU_F16, GPU_Q8_0, GPU_Q8_0_PLANES, GPU_MXFP4, GPU_Q2_K, GPU_Q2_K_PLANES, GPU_Q4_K, GPU_IQ2_XXS,
+         GPU_IQ2_XXS_PLANES]
             .map { UInt32($0) })
     private static let commonTypes: Set<UInt32> = Set([GPU_F32, GPU_F16, GPU_Q8_0_PLANES].map { UInt32($0) })
     static let tileTokens = 64
@@ -136,6 +137,27 @@ public final class GPUBackend: Backend {
 
     private static let matvecRows = 8
 
+    /// How `matvec_int8` divides a matrix: slices of 1,024 columns, one a simdgroup, and rows that a simdgroup
+    /// takes at a time.
+    private static func slices(columns: Int) -> Int { columns > 4096 ? 8 : columns > 2048 ? 4 : columns > 1024 ? 2 : 1 }
+
+    /// Rows of a tile of each of `jobs`: enough that threadgroups repeat little of the work on activations,
+    /// few enough that there are some for every multiprocessor. nil: they are not for this kernel.
+    private func int8Tiles(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) -> [Int]? {
+        guard x.rows == 1, !isExact, !device.isUnified else { return nil }
+        let least = jobs.map { 32 / Self.slices(columns: $0.matrix.columns) }
+        let tiles = zip(jobs, least).reduce(0) { $0 + ($1.0.matrix.rows + $1.1 - 1) / $1.1 }
+        let steps = [8, 4, 2].first { tiles / $0 >= Self.fewTiles } ?? 1
+        for (job, rows) in zip(jobs, least) {
+            let groupRows = job.matrix.rows / job.groups
+            guard Self.commonTypes.contains(weights[job.matrix].type),
+                  job.groups == 1 || groupRows % (rows * steps) == 0 else { return nil }
+        }
+        return least.map { $0 * steps }
+    }
+
+    private static let fewTiles = 256
+
     private func multiplyFew(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) {
         // One base address: jobs say how far their output is from it.
         let base = jobs.map(\.y.floats).min()!
@@ -144,17 +166,20 @@ public final class GPUBackend: Backend {
         call.ldx = UInt32(x.width)
         call.jobs = UInt32(jobs.count)
         var addresses: [UnsafeRawPointer?] = [], tiles = 0, isCommon = true
+        let tileRows = int8Tiles(x, jobs)
         withUnsafeMutableBytes(of: &call.job) { bytes in
             let list = bytes.bindMemory(to: gpu_matrix_job.self)
             for (slot, job) in jobs.enumerated() {
                 let w = weights[job.matrix], rows = job.matrix.rows
                 list[slot] = gpu_matrix_job(
                     type: w.type, rows: UInt32(rows), columns: UInt32(job.matrix.columns),
-                    group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles), unused: 0, plane: w.plane,
+                    group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles),
+                    tile_rows: UInt32(tileRows?[slot] ?? Self.matvecRows),
+                    slices: UInt32(Self.slices(columns: job.matrix.columns)), unused: 0, plane: w.plane,
                     out: UInt64(job.y.floats - base))
                 // A simdgroup's two rows read one slice of x.
                 precondition(job.groups == 1 || rows / job.groups % 2 == 0)
-                tiles += (rows + Self.matvecRows - 1) / Self.matvecRows
+                tiles += (rows - 1) / (tileRows?[slot] ?? Self.matvecRows) + 1
                 addresses.append(w.address)
                 isCommon = isCommon && Self.commonTypes.contains(w.type)
             }
@@ -162,7 +187,7 @@ public final class GPUBackend: Backend {
         while addresses.count < GPU_MOST_JOBS { addresses.append(addresses[0]) }
         addresses += [UnsafeRawPointer(x.floats), UnsafeRawPointer(base)]
         if x.rows == 1 {
-            dispatch(isCommon ? .matvec_common : .matvec_1, (tiles, 1, 1), addresses, call)
+            dispatch(tileRows != nil ? .matvec_int8 : isCommon ? .matvec_common : .matvec_1, (tiles, 1, 1), addresses, call)
         } else {
             dispatch(.matvec_4, (tiles, (x.rows + 3) / 4, 1), addresses, call)
         }

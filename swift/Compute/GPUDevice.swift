@@ -38,8 +38,8 @@ extension GPUDevice {
 
 /// The kernels by their names in Compute/Metal, and the threads of a threadgroup of each.
 public enum GPUKernel: Int, CaseIterable, Sendable {
-    case matvec_common, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
-    case quant_repack_q8_0, quant_repack_iq2_xxs
+    case matvec_common, matvec_int8, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
+    case quant_repack_q8_0, quant_repack_q2_k, quant_repack_iq2_xxs
     case rms_norm_f32, rope_table_f32, rope_queries_f32
     case hc_spread, hc_mix, hc_mix_many, hc_enter, hc_head, hc_leave, hc_leave_mix
     case kv_key_rows, kv_index_queries
@@ -47,7 +47,8 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     case indexer_score, indexer_top_k
     case attention_split, attention_tiles, attention_merge
     case router_top_k, router_hash
-    case experts_gate_up, experts_down, experts_sort, experts_swiglu, shared_swiglu, experts_sum
+    case experts_gate_up, experts_gate_up_int8, experts_down, experts_down_int8
+    case experts_sort, experts_swiglu, shared_swiglu, experts_sum
     case sampling_scan, copy_many
 
     public var name: String { "\(self)" }

@@ -11,7 +11,7 @@ struct GPUWeight {
 }
 
 /// The model's weights on a device: in the file's mapping where memory is unified, else copied, Q8_0 and
-/// IQ2_XXS rearranged into aligned planes on the way.
+/// the 2-bit types rearranged into aligned planes on the way.
 final class GPUWeights {
     private let memory: GPUMemory
     private var matrices: [UnsafeRawPointer: GPUWeight] = [:]
@@ -31,6 +31,7 @@ final class GPUWeights {
         types.insert(UInt32(GPU_F32))
         if !isUnified {
             if types.remove(UInt32(GPU_Q8_0)) != nil { types.insert(UInt32(GPU_Q8_0_PLANES)) }
+            if types.remove(UInt32(GPU_Q2_K)) != nil { types.insert(UInt32(GPU_Q2_K_PLANES)) }
             if types.remove(UInt32(GPU_IQ2_XXS)) != nil { types.insert(UInt32(GPU_IQ2_XXS_PLANES)) }
         }
         return types
@@ -77,17 +78,18 @@ final class GPUWeights {
     private func upload(_ m: Matrix, _ staging: Buffer) throws -> GPUWeight {
         let device = memory.device
         let blockBytes = Int(ck_type_block_bytes(m.type)), blocks = m.byteCount / blockBytes
-        let kernel: GPUKernel, type: UInt32
+        let kernel: GPUKernel, type: UInt32, quantBytes: Int
         switch m.type {
-        case Int32(CK_Q8_0.rawValue): (kernel, type) = (.quant_repack_q8_0, UInt32(GPU_Q8_0_PLANES))
-        case Int32(CK_IQ2_XXS.rawValue): (kernel, type) = (.quant_repack_iq2_xxs, UInt32(GPU_IQ2_XXS_PLANES))
+        case Int32(CK_Q8_0.rawValue): (kernel, type, quantBytes) = (.quant_repack_q8_0, UInt32(GPU_Q8_0_PLANES), 32)
+        case Int32(CK_Q2_K.rawValue): (kernel, type, quantBytes) = (.quant_repack_q2_k, UInt32(GPU_Q2_K_PLANES), 64)
+        case Int32(CK_IQ2_XXS.rawValue): (kernel, type, quantBytes) = (.quant_repack_iq2_xxs, UInt32(GPU_IQ2_XXS_PLANES), 64)
         default:
             let target = try device.allocate(byteCount: m.byteCount + 16)
             try device.write(m.data, to: target, byteCount: m.byteCount)
             return GPUWeight(address: target, type: UInt32(m.type), plane: 0)
         }
-        // Quants first, then two bytes of scale a block.
-        let target = try device.allocate(byteCount: m.byteCount), plane = UInt64(blocks * (blockBytes - 2))
+        // Quants first, then scales.
+        let target = try device.allocate(byteCount: m.byteCount), plane = UInt64(blocks * quantBytes)
         let most = Self.stagingByteCount / blockBytes
         for first in stride(from: 0, to: blocks, by: most) {
             let count = min(most, blocks - first)

@@ -253,10 +253,11 @@ using namespace metal;
 
 /* How a GPU keeps weights: a ggml type id, or a rearrangement of one into aligned planes.
  *   Q8_0 planes     all quants (int8, row-major), then all scales (half)
+ *   Q2_K planes     all quants (64 bytes a block), then all sub-block scales (16), then all d and dmin (2 halfs)
  *   IQ2_XXS planes  all groups of 32 (8 bytes), then all scales (half) */
 enum { GPU_F32 = 0, GPU_F16 = 1, GPU_Q4_0 = 2, GPU_Q8_0 = 8, GPU_Q2_K = 10, GPU_Q3_K = 11, GPU_Q4_K = 12,
        GPU_Q5_K = 13, GPU_Q6_K = 14, GPU_IQ2_XXS = 16, GPU_BF16 = 30, GPU_MXFP4 = 39, GPU_Q8_0_PLANES = 108,
-       GPU_IQ2_XXS_PLANES = 116 };
+       GPU_Q2_K_PLANES = 110, GPU_IQ2_XXS_PLANES = 116 };
 
 
 
@@ -272,6 +273,8 @@ struct gpu_matrix_job {
     uint32_t columns;
     uint32_t group_rows; /* rows that read the same slice of x; `rows` when all do */
     uint32_t first_tile; /* of its row tiles, counted through all jobs */
+    uint32_t tile_rows;  /* of matvec_int8: a multiple of 32 / slices */
+    uint32_t slices;     /* of a row, each a simdgroup's: 1, 2, 4 or 8 */
     uint32_t unused;
     uint64_t plane;      /* byte offset of the scales in planes */
     uint64_t out;        /* float offset of its y [n, rows] */
@@ -345,6 +348,8 @@ struct gpu_hc {
     float input_epsilon; /* of the sublayer's norm */
     uint32_t type;       /* of fn */
     uint64_t plane;
+    uint32_t parts; /* of each output, to be added */
+    uint32_t unused;
 };
 
 struct gpu_row_format {
@@ -421,7 +426,7 @@ struct gpu_experts {
     uint32_t shared_inner;
     float clamp;
     float shared_clamp;
-    uint32_t tile;      /* assignments in a tile of the sorted lists */
+    uint32_t tile;      /* assignments in a tile of the sorted lists; rows of one of the integer kernels */
     uint64_t plane;     /* of gate and up */
     uint64_t down_plane;
     uint64_t shared_plane;
@@ -1557,6 +1562,7 @@ template <uint T> msl_inline ulong quant_row_bytes(uint columns) {
     if (T == GPU_Q6_K) { return ulong(columns / 256) * 210; }
     if (T == GPU_IQ2_XXS) { return ulong(columns / 256) * 66; }
     if (T == GPU_Q8_0_PLANES) { return ulong(columns); }
+    if (T == GPU_Q2_K_PLANES) { return ulong(columns / 256) * 64; }
     return ulong(columns / 32) * 8;  // IQ2_XXS planes
 }
 
@@ -1591,6 +1597,19 @@ msl_inline float2 quant_k4(msl_device const uchar *packed, uint sub) {
     const uint scale = sub < 4u ? packed[sub] & 63u : (packed[sub + 4u] & 15u) | (packed[sub - 4u] >> 6) << 4;
     const uint least = sub < 4u ? packed[sub + 4u] & 63u : packed[sub + 4u] >> 4 | (packed[sub] >> 6) << 4;
     return float2(float(scale), float(least));
+}
+
+// Sixteen quants of Q2_K planes from k on, a byte each, and their scale and minimum.
+msl_inline void quant_q2_planes(msl_device const uchar *w, ulong plane, ulong row, uint columns, uint k, msl_thread uint4 &two,
+                            msl_thread float &d, msl_thread float &least) {
+    const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
+    const ulong block = row * (columns / 256) + k / 256;
+    const uint4 q = *(msl_device const uint4 *)(w + block * 64 + 32u * h + l);
+    const uint sub = w[plane + block * 16 + j];
+    msl_device const uchar *both = w + plane + plane / 4 + block * 4;
+    d = quant_half(both) * float(sub & 15u);
+    least = quant_half(both + 2) * float(sub >> 4);
+    two = (q >> (2u * s)) & 0x03030303u;
 }
 
 // Weights k … k + 15 of row `row`; k is a multiple of 16. `plane`: where the scales of planes begin.
@@ -1654,6 +1673,14 @@ msl_inline void quant_load16(msl_device const uchar *w, ulong plane, ulong row, 
         const uint2 group = *(msl_device const uint2 *)(line + ulong(k / 32) * 8);
         const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
         quant_iq2_16(group.x, group.y, d, (k / 16u) & 1u, out);
+    } else if (T == GPU_Q2_K_PLANES) {
+        float d, least;
+        uint4 two;
+        quant_q2_planes(w, plane, row, columns, k, two, d, least);
+        for (ushort i = 0; i < 4; ++i) {
+            const float4 v = quant_unsigned4(two[i]) * d - least;
+            for (ushort c = 0; c < 4; ++c) { out[4 * i + c] = v[c]; }
+        }
     } else {
         // The K types: sixteen sub-blocks of 16 in 256; sub-block j is half `h`, shift `s`, offset `l`.
         const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
@@ -1751,6 +1778,16 @@ msl_inline void quant_half16(msl_device const uchar *w, ulong plane, ulong row, 
             const uint2 eight = grid[(group.x >> (8u * entry)) & 255u];
             out[2 * e] = quant_signed_half4(quant_negate4(eight.x, signs & 15u), d);
             out[2 * e + 1] = quant_signed_half4(quant_negate4(eight.y, signs >> 4), d);
+        }
+    } else if (T == GPU_Q2_K_PLANES) {
+        float scale, minimum;
+        uint4 two;
+        quant_q2_planes(w, plane, row, columns, k, two, scale, minimum);
+        const half2 d = half2(half(scale)), least = half2(half(minimum)), zero = half2(half(1024.0f));
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            out[i] = uint2(as_type<uint>((quant_bytes_half2(two[i], 0) - zero) * d - least),
+                           as_type<uint>((quant_bytes_half2(two[i], 1) - zero) * d - least));
         }
     } else if (T == GPU_Q2_K) {
         const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
@@ -1885,7 +1922,7 @@ msl_inline void quant_lane_x(msl_device const float *x, uint columns, uint k0, u
 #ifndef QUANT_TYPES
 #define QUANT_TYPES 0xffffffffu
 #endif
-#define QUANT_BIT(T) ((T) < 32 ? (T) : (T) == GPU_MXFP4 ? 9 : (T) == GPU_Q8_0_PLANES ? 3 : 4)
+#define QUANT_BIT(T) ((T) < 32 ? (T) : (T) == GPU_MXFP4 ? 9 : (T) == GPU_Q8_0_PLANES ? 3 : (T) == GPU_Q2_K_PLANES ? 5 : 4)
 #define QUANT_CASE(T, BODY) case T: if ((QUANT_TYPES >> QUANT_BIT(T) & 1u) != 0u) { BODY(T); } break;
 
 #define QUANT_SWITCH(type, BODY) \
@@ -1898,6 +1935,7 @@ msl_inline void quant_lane_x(msl_device const float *x, uint columns, uint k0, u
     QUANT_CASE(GPU_Q4_0, BODY) \
     QUANT_CASE(GPU_MXFP4, BODY) \
     QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q2_K_PLANES, BODY) \
     QUANT_CASE(GPU_Q3_K, BODY) \
     QUANT_CASE(GPU_Q4_K, BODY) \
     QUANT_CASE(GPU_Q5_K, BODY) \
@@ -1910,11 +1948,12 @@ msl_inline void quant_lane_x(msl_device const float *x, uint columns, uint k0, u
 #endif
 
 #line 20 "experts.metal"
-using namespace metal;
+#line 1 "experts.h"
+// experts.h — what the kernels of routed experts share.
+#ifndef PYDS4_EXPERTS_H
+#define PYDS4_EXPERTS_H
 
-#define EXPERT_SIMDGROUPS 4
-#define EXPERT_SIMD_ROWS 2
-#define EXPERT_ROWS (EXPERT_SIMDGROUPS * EXPERT_SIMD_ROWS)
+using namespace metal;
 
 // silu(min(g, clamp)) · clip(u, ±clamp)
 msl_inline float experts_glu(float g, float u, float limit) {
@@ -1924,6 +1963,14 @@ msl_inline float experts_glu(float g, float u, float limit) {
     }
     return g / (1.0f + exp(-g)) * u;
 }
+#endif
+
+#line 21 "experts.metal"
+using namespace metal;
+
+#define EXPERT_SIMDGROUPS 4
+#define EXPERT_SIMD_ROWS 2
+#define EXPERT_ROWS (EXPERT_SIMDGROUPS * EXPERT_SIMD_ROWS)
 
 template <uint T, bool FULL>
 msl_inline void experts_step(msl_device const uchar *w, ulong plane, ulong row, uint columns, msl_device const float *x, uint k0,
@@ -2166,6 +2213,533 @@ MSL_KERNEL void experts_sum(msl_device const float * parts, msl_device const uin
     float sum = 0.0f;
     for (uint j = 0; j < p.used; ++j) { sum += parts[ulong(place[i.y * p.used + j]) * p.hidden + i.x]; }
     y[ulong(i.y) * p.hidden + i.x] += sum;
+}
+
+#line 1 "experts_int8.metal"
+// experts_int8.metal — the routed feed-forward layer for few tokens, activations as 16-bit integers.
+//
+//   experts_gate_up_int8   as experts_gate_up, for IQ2_XXS planes
+//   experts_down_int8      as experts_down, for Q2_K planes and a shared expert in Q8_0 planes
+//
+// gate_up: four simdgroups share a row of 4,096 columns, a group of 32 columns a lane; two such teams take
+// rows in turn, four of gate and four of up at a time. down: each simdgroup takes the assignments of its
+// number, 64 columns a lane, and the shared expert in pieces of 1,024 columns.
+//
+// Grid       gate_up: x row tiles of `tile`, y n · used + n; down: the same, y tokens
+// Arguments  gpu_experts in kernel_args.h
+// CPU twin   CKernels/experts.c
+// Origin     ours
+
+#line 1 "int8.h"
+// int8.h — products of quantized weights with activations of 16 bits, four at a time.
+//
+// A block of activations becomes integers in ±32767 with one scale, kept as two planes of bytes: the high
+// one signed, the low one not, v = 256 · high + low. Weights of at most eight bits meet both planes in
+// integer dot products of four; sums are exact until they are scaled. Against f32 activations an error of
+// 2^-16 of the block's largest value remains.
+#ifndef PYDS4_INT8_H
+#define PYDS4_INT8_H
+
+#line 11 "int8.h"
+using namespace metal;
+
+// sum + Σ of four signed bytes of w times four signed (low: unsigned) bytes of x.
+msl_inline int int8_dot_high(uint w, uint x, int sum) {
+#ifdef MSL_CUDA
+    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x));
+    return sum;
+#else
+    for (ushort i = 0; i < 4; ++i) { sum += int(as_type<char>(uchar(w >> (8 * i)))) * int(as_type<char>(uchar(x >> (8 * i)))); }
+    return sum;
+#endif
+}
+
+msl_inline int int8_dot_low(uint w, uint x, int sum) {
+#ifdef MSL_CUDA
+    asm("dp4a.s32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x));
+    return sum;
+#else
+    for (ushort i = 0; i < 4; ++i) { sum += int(as_type<char>(uchar(w >> (8 * i)))) * int((x >> (8 * i)) & 255u); }
+    return sum;
+#endif
+}
+
+// Bytes 0 and 1 of four words, as the words `low` and `high`.
+msl_inline void int8_gather(uint4 v, msl_thread uint &high, msl_thread uint &low) {
+#ifdef MSL_CUDA
+    const uint a = __byte_perm(v.x, v.y, 0x5140u), b = __byte_perm(v.z, v.w, 0x5140u);
+    low = __byte_perm(a, b, 0x5410u);
+    high = __byte_perm(a, b, 0x7632u);
+#else
+    low = (v.x & 255u) | (v.y & 255u) << 8 | (v.z & 255u) << 16 | (v.w & 255u) << 24;
+    high = (v.x >> 8 & 255u) | (v.y >> 8 & 255u) << 8 | (v.z >> 8 & 255u) << 16 | (v.w >> 8 & 255u) << 24;
+#endif
+}
+
+msl_inline float int8_most(float4 a, float most) {
+    return max(max(max(fabs(a.x), fabs(a.y)), max(fabs(a.z), fabs(a.w))), most);
+}
+
+// Four activations to bytes; `inverse`: 32767 / the block's largest value. Adding 1.5 · 2^23 leaves the
+// integer in the low bits.
+msl_inline void int8_split4(float4 a, float inverse, msl_thread uint &high, msl_thread uint &low) {
+    const uint4 v = uint4(as_type<uint>(fma(a.x, inverse, 12582912.0f)), as_type<uint>(fma(a.y, inverse, 12582912.0f)),
+                          as_type<uint>(fma(a.z, inverse, 12582912.0f)), as_type<uint>(fma(a.w, inverse, 12582912.0f)));
+    int8_gather(v, high, low);
+}
+
+msl_inline float int8_inverse(float most) { return most > 0.0f ? 32767.0f / most : 0.0f; }
+msl_inline float int8_scale(float most) { return most * (1.0f / 32767.0f); }
+
+// ---------------------------------------------------------------- activations in threadgroup memory
+//
+// By all threads of a threadgroup of INT8_THREADS: coalesced, and once for all its rows.
+
+#define INT8_THREADS 256
+#define INT8_COLUMNS 8192u  // at a time
+
+struct int8_x {
+    uint4 high[INT8_COLUMNS / 16];
+    uint4 low[INT8_COLUMNS / 16];
+    float scale[INT8_COLUMNS / 32];  // a block of 32 columns
+};
+
+// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
+msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, uint count, msl_threadgroup int8_x &out, ushort tid) {
+    msl_threadgroup uint *high = (msl_threadgroup uint *)out.high, *low = (msl_threadgroup uint *)out.low;
+    #pragma unroll(4)
+    for (uint c = 4u * tid; c < count; c += 4u * INT8_THREADS) {
+        const float4 a = k0 + c < columns ? *(msl_device const float4 *)(x + k0 + c) : float4(0.0f);
+        float most = int8_most(a, 0.0f);
+        most = max(most, simd_shuffle_xor(most, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        most = max(most, simd_shuffle_xor(most, 4));
+        uint h;
+        uint l;
+        int8_split4(a, int8_inverse(most), h, l);
+        high[c / 4] = h;
+        low[c / 4] = l;
+        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
+    }
+}
+
+// Sixteen columns from c on, a multiple of sixteen.
+msl_inline void int8_take16(msl_threadgroup const int8_x &x, uint c, msl_thread uint *high, msl_thread uint *low) {
+    const uint4 h = x.high[c / 16], l = x.low[c / 16];
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        high[i] = h[i];
+        low[i] = l[i];
+    }
+}
+
+// Sums over the simdgroup of four values at once: lane l has that of v[l % 4].
+msl_inline float int8_reduce4(msl_thread const float *v, ushort lane) {
+    const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
+    const float a = (odd ? v[1] : v[0]) + simd_shuffle_xor(odd ? v[0] : v[1], 1);
+    const float b = (odd ? v[3] : v[2]) + simd_shuffle_xor(odd ? v[2] : v[3], 1);
+    float sum = (upper ? b : a) + simd_shuffle_xor(upper ? a : b, 2);
+    sum += simd_shuffle_xor(sum, 4);
+    sum += simd_shuffle_xor(sum, 8);
+    return sum + simd_shuffle_xor(sum, 16);
+}
+
+// ---------------------------------------------------------------- IQ2_XXS: entries by byte selection
+//
+// An entry of the grid is eight of {8, 25, 43}, with signs: a nibble each that selects a byte of
+// {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
+// eighth is the others' parity), lie in threadgroup memory, INT8_COPIES times so that lanes rarely meet.
+
+#define INT8_COPIES 8
+#define INT8_TABLE (384 * INT8_COPIES)
+
+msl_inline uint int8_select4(uint nibbles) {
+#ifdef MSL_CUDA
+    return __byte_perm(0x002b1908u, 0x00d5e7f8u, nibbles);
+#else
+    uint out = 0;
+    for (ushort i = 0; i < 4; ++i) {
+        const uint n = nibbles >> (4 * i) & 7u;
+        out |= ((n < 4u ? 0x002b1908u : 0x00d5e7f8u) >> (8u * (n & 3u)) & 255u) << (8 * i);
+    }
+    return out;
+#endif
+}
+
+// By all `threads` of the threadgroup.
+msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint threads) {
+    for (uint i = tid; i < 384; i += threads) {
+        uint v;
+        if (i < 256) {
+            v = quant_iq2_grid[i];
+            v = (v | v << 8) & 0x00ff00ffu;
+            v = (v | v << 4) & 0x0f0f0f0fu;
+            v = (v | v << 2) & 0x33333333u;
+        } else {
+            const uint seven = i - 256;
+            v = seven | (popcount(seven) & 1u) << 7;
+            v = (v | v << 12) & 0x000f000fu;
+            v = (v | v << 6) & 0x03030303u;
+            v = (v | v << 3) & 0x11111111u;
+            v <<= 2;
+        }
+        for (ushort c = 0; c < INT8_COPIES / 4; ++c) { table[i * (INT8_COPIES / 4) + c] = uint4(v); }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
+msl_inline float int8_iq2_group(uint2 group, msl_threadgroup const uint *table, ushort copy, msl_thread const uint *high,
+                            msl_thread const uint *low) {
+    int hi = 0, lo = 0;
+    #pragma unroll
+    for (ushort e = 0; e < 4; ++e) {
+        const uint entry = (group.x >> (8 * e)) & 255u, seven = (group.y >> (7 * e)) & 127u;
+        const uint nibbles = table[entry * INT8_COPIES + copy] | table[(256u + seven) * INT8_COPIES + copy];
+        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
+        hi = int8_dot_high(a, high[2 * e], hi);
+        lo = int8_dot_low(a, low[2 * e], lo);
+        hi = int8_dot_high(b, high[2 * e + 1], hi);
+        lo = int8_dot_low(b, low[2 * e + 1], lo);
+    }
+    return float((hi * 256 + lo)) * float(2u * (group.y >> 28) + 1u) * 0.125f;
+}
+#endif
+
+#line 16 "experts_int8.metal"
+#line 17 "experts_int8.metal"
+using namespace metal;
+
+#define EXPERT_INT8_MOST 64  // rows of a tile
+#define EXPERT_INT8_SLICES 4096u
+
+// ---------------------------------------------------------------- gate and up
+
+// Four rows of gate and of up, a group of 32 columns of each a lane.
+struct experts_int8_pair {
+    uint2 g[4];
+    uint2 u[4];
+    float dg[4];
+    float du[4];
+};
+
+msl_inline void experts_int8_load(msl_device const uchar *gate, msl_device const uchar *up, ulong plane, ulong line, uint columns, uint k,
+                              msl_thread experts_int8_pair &out) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        const ulong group = (line + i) * (columns / 32) + k / 32, block = (line + i) * (columns / 256) + k / 256;
+        out.g[i] = *(msl_device const uint2 *)(gate + group * 8);
+        out.u[i] = *(msl_device const uint2 *)(up + group * 8);
+        out.dg[i] = quant_half(gate + plane + block * 2);
+        out.du[i] = quant_half(up + plane + block * 2);
+    }
+}
+
+[[max_total_threads_per_threadgroup(INT8_THREADS)]]
+MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, msl_constant gpu_experts & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl uint4 table[INT8_TABLE / 4];
+    threadgroup_decl float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
+    threadgroup_decl int8_x memory;
+    const uint rows = p.tile;
+    if (tg.y >= p.n * p.used) {
+        // Behind the routed rows of h: those of the shared expert, whose products were made before.
+        const uint token = tg.y - p.n * p.used;
+        const ulong from = ulong(token) * p.shared_inner;
+        msl_device float *out = h + ulong(p.n) * p.used * p.inner + from;
+        const uint step = p.inner / rows * INT8_THREADS;
+        for (uint i = tg.x * INT8_THREADS + tid; i < p.shared_inner; i += step) {
+            out[i] = experts_glu(shared_gate[from + i], shared_up[from + i], p.shared_clamp);
+        }
+        return;
+    }
+    const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
+    const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
+    msl_device const float *token = x + ulong(tg.y / p.used) * columns;
+    const ushort copy = lane % INT8_COPIES;
+    for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
+        const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
+        // The first rows are under way while the table and the activations are made.
+        experts_int8_pair next;
+        experts_int8_load(gate, up, p.plane, line + 4 * team, columns, k, next);
+        if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
+        int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
+        if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        uint high[8];
+        uint low[8];
+        const uint c = slice * 1024u + 32u * lane;
+        int8_take16(memory, c, high, low);
+        int8_take16(memory, c + 16u, high + 4, low + 4);
+        const float scale = memory.scale[c / 32];
+        #pragma unroll(1)
+        for (uint r = 4 * team; r < rows; r += 8) {
+            const experts_int8_pair now = next;
+            if (r + 8 < rows) { experts_int8_load(gate, up, p.plane, line + r + 8, columns, k, next); }
+            float gs[4];
+            float us[4];
+            #pragma unroll
+            for (ushort i = 0; i < 4; ++i) {
+                gs[i] = int8_iq2_group(now.g[i], (msl_threadgroup const uint *)table, copy, high, low) * (now.dg[i] * scale);
+                us[i] = int8_iq2_group(now.u[i], (msl_threadgroup const uint *)table, copy, high, low) * (now.du[i] * scale);
+            }
+            const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
+            if (lane < 8) {
+                msl_threadgroup float *part = &parts[slice][(lane < 4 ? 0 : EXPERT_INT8_MOST) + r + lane % 4];
+                const float value = lane < 4 ? sum : other;
+                *part = base == 0 ? value : *part + value;
+            }
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (tid < rows) {
+        float g = 0.0f;
+        float u = 0.0f;
+        for (ushort s = 0; s < 4; ++s) {
+            g += parts[s][tid];
+            u += parts[s][EXPERT_INT8_MOST + tid];
+        }
+        h[ulong(tg.y) * p.inner + tg.x * rows + tid] = experts_glu(g, u, p.clamp) * weights[tg.y];
+    }
+}
+
+// ---------------------------------------------------------------- down
+
+// Columns of a lane in a piece of 2,048: block lane / 4, sixteen for each of four shifts.
+struct experts_int8_q2 {
+    uint high[16];
+    uint low[16];
+    int sums[4];  // of the sixteen, as integers
+    float scale;  // of the block of 256
+};
+
+// The activations of one simdgroup, on their way to the lanes that need them.
+struct experts_int8_x {
+    uint4 high[128];
+    uint4 low[128];
+    float scale[8];
+};
+
+msl_inline void experts_int8_take(msl_device const float *x, uint columns, uint k0, ushort lane, msl_threadgroup experts_int8_x &memory,
+                              msl_thread experts_int8_q2 &out) {
+    msl_threadgroup uint *high = (msl_threadgroup uint *)memory.high, *low = (msl_threadgroup uint *)memory.low;
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    #pragma unroll
+    for (ushort b = 0; b < 8; ++b) {
+        float4 a[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            const uint k = k0 + 256u * b + 128u * i + 4u * lane;
+            a[i] = k < columns ? *(msl_device const float4 *)(x + k) : float4(0.0f);
+        }
+        const float most = simd_max(int8_most(a[0], int8_most(a[1], 0.0f))), inverse = int8_inverse(most);
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            uint h;
+            uint l;
+            int8_split4(a[i], inverse, h, l);
+            high[64 * b + 32 * i + lane] = h;
+            low[64 * b + 32 * i + lane] = l;
+        }
+        if (lane == 0) { memory.scale[b] = int8_scale(most); }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    #pragma unroll
+    for (ushort s = 0; s < 4; ++s) {
+        // Columns 256·(lane / 4) + 128·(lane / 2 % 2) + 32·s + 16·(lane % 2).
+        const uint at = 16u * (lane / 4) + 8u * (lane / 2 % 2) + 2u * s + lane % 2;
+        const uint4 h = memory.high[at], l = memory.low[at];
+        int hi = 0, lo = 0;
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            out.high[4 * s + i] = h[i];
+            out.low[4 * s + i] = l[i];
+            hi = int8_dot_high(0x01010101u, h[i], hi);
+            lo = int8_dot_low(0x01010101u, l[i], lo);
+        }
+        out.sums[s] = hi * 256 + lo;
+    }
+    out.scale = memory.scale[lane / 4];
+}
+
+// Four rows of a piece.
+struct experts_int8_rows {
+    uint4 q[4];
+    uint2 scales[4];
+    uint both[4];
+};
+
+msl_inline void experts_int8_load_q2(msl_device const uchar *w, ulong plane, ulong line, uint columns, uint column, ushort lane,
+                                 msl_thread experts_int8_rows &out) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        const ulong block = (line + i) * (columns / 256) + column;
+        out.q[i] = *(msl_device const uint4 *)(w + block * 64 + 16 * (lane % 4));
+        out.scales[i] = *(msl_device const uint2 *)(w + plane + block * 16 + 8 * (lane / 2 % 2));
+        out.both[i] = *(msl_device const uint *)(w + plane + plane / 4 + block * 4);
+    }
+}
+
+// Adds `rows` rows from `first` on of one assignment to `out`.
+msl_inline void experts_int8_routed(msl_device const uchar *w, ulong plane, ulong first, uint rows, uint columns,
+                                msl_device const float *x, ushort lane, msl_threadgroup experts_int8_x &memory,
+                                msl_threadgroup float *out) {
+    for (uint k0 = 0; k0 < columns; k0 += 2048u) {
+        const uint at = k0 / 256u + lane / 4, column = at * 256u < columns ? at : 0u;
+        experts_int8_rows next;
+        experts_int8_load_q2(w, plane, first, columns, column, lane, next);
+        experts_int8_q2 a;
+        experts_int8_take(x, columns, k0, lane, memory, a);
+        #pragma unroll(1)
+        for (uint r = 0; r < rows; r += 4) {
+            const experts_int8_rows now = next;
+            if (r + 4 < rows) { experts_int8_load_q2(w, plane, first + r + 4, columns, column, lane, next); }
+            float sums[4];
+            #pragma unroll
+            for (ushort i = 0; i < 4; ++i) {
+                int sum = 0, least = 0;
+                #pragma unroll
+                for (ushort s = 0; s < 4; ++s) {
+                    int hi = 0, lo = 0;
+                    #pragma unroll
+                    for (ushort c = 0; c < 4; ++c) {
+                        const uint two = (now.q[i][c] >> (2 * s)) & 0x03030303u;
+                        hi = int8_dot_high(two, a.high[4 * s + c], hi);
+                        lo = int8_dot_low(two, a.low[4 * s + c], lo);
+                    }
+                    const uint sub = ((s < 2 ? now.scales[i].x : now.scales[i].y) >> (16u * (s & 1) + 8u * (lane & 1))) & 255u;
+                    sum += int(sub & 15u) * (hi * 256 + lo);
+                    least += int(sub >> 4) * a.sums[s];
+                }
+                const float d = float(as_type<half>(ushort(now.both[i] & 0xffffu)));
+                const float m = float(as_type<half>(ushort(now.both[i] >> 16)));
+                sums[i] = (d * float(sum) - m * float(least)) * a.scale;
+            }
+            const float sum = int8_reduce4(sums, lane);
+            if (lane < 4) { out[r + lane] += sum; }
+        }
+    }
+}
+
+// The same for 1,024 columns of the shared expert from k0 on: 16 from 16·lane on and 16 from 512 + 16·lane on.
+msl_inline void experts_int8_shared(msl_device const uchar *w, ulong plane, uint first, uint rows, uint columns, uint k0,
+                                msl_device const float *x, ushort lane, msl_threadgroup experts_int8_x &memory,
+                                msl_threadgroup float *out) {
+    msl_threadgroup uint *high = (msl_threadgroup uint *)memory.high, *low = (msl_threadgroup uint *)memory.low;
+    float most[8];
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    #pragma unroll
+    for (ushort i = 0; i < 8; ++i) {
+        const uint k = k0 + 128u * i + 4u * lane;
+        const float4 a = k < columns ? *(msl_device const float4 *)(x + k) : float4(0.0f);
+        // Of a block of 32 columns: eight lanes.
+        most[i] = int8_most(a, 0.0f);
+        most[i] = max(most[i], simd_shuffle_xor(most[i], 1));
+        most[i] = max(most[i], simd_shuffle_xor(most[i], 2));
+        most[i] = max(most[i], simd_shuffle_xor(most[i], 4));
+        uint h;
+        uint l;
+        int8_split4(a, int8_inverse(most[i]), h, l);
+        high[32 * i + lane] = h;
+        low[32 * i + lane] = l;
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    uint4 xh[2];
+    uint4 xl[2];
+    float scale[2];
+    #pragma unroll
+    for (ushort p = 0; p < 2; ++p) {
+        xh[p] = memory.high[32 * p + lane];
+        xl[p] = memory.low[32 * p + lane];
+        // Block 16·p + lane / 2: of piece 4·p + lane / 8, its eight lanes from 8·(lane / 2 % 4) on.
+        float found = 0.0f;
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const float other = simd_shuffle(most[4 * p + i], 8 * (lane / 2 % 4));
+            if (lane / 8 == i) { found = other; }
+        }
+        scale[p] = int8_scale(found);
+    }
+    #pragma unroll(1)
+    for (uint r = 0; r < rows; r += 4) {
+        uint4 q[4][2];
+        float d[4][2];
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const ulong line = first + r + i;
+            #pragma unroll
+            for (ushort p = 0; p < 2; ++p) {
+                const uint at = k0 + 512u * p + 16u * lane, k = at < columns ? at : 0u;
+                q[i][p] = *(msl_device const uint4 *)(w + line * columns + k);
+                d[i][p] = quant_half(w + plane + (line * (columns / 32) + k / 32) * 2);
+            }
+        }
+        float sums[4];
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            sums[i] = 0.0f;
+            #pragma unroll
+            for (ushort p = 0; p < 2; ++p) {
+                int hi = 0, lo = 0;
+                #pragma unroll
+                for (ushort c = 0; c < 4; ++c) {
+                    hi = int8_dot_high(q[i][p][c], xh[p][c], hi);
+                    lo = int8_dot_low(q[i][p][c], xl[p][c], lo);
+                }
+                sums[i] += float(hi * 256 + lo) * (d[i][p] * scale[p]);
+            }
+        }
+        const float sum = int8_reduce4(sums, lane);
+        if (lane < 4) { out[r + lane] += sum; }
+    }
+}
+
+[[max_total_threads_per_threadgroup(INT8_THREADS)]]
+MSL_KERNEL void experts_down_int8(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, msl_constant gpu_experts & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float parts[8][EXPERT_INT8_MOST];
+    threadgroup_decl experts_int8_x memory[8];
+    for (ushort i = lane; i < EXPERT_INT8_MOST; i += 32) { parts[sg][i] = 0.0f; }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    const uint rows = p.tile, row = tg.x * rows, pieces = (p.shared_inner + 1023u) / 1024u;
+    msl_device const float *shared = h + ulong(p.n) * p.used * p.inner + ulong(tg.y) * p.shared_inner;
+    for (uint j = sg; j < p.used + pieces; j += 8) {
+        if (j < p.used) {
+            const ulong assignment = ulong(tg.y) * p.used + j;
+            experts_int8_routed(down, p.down_plane, ulong(ids[assignment]) * p.hidden + row, rows, p.inner,
+                                h + assignment * p.inner, lane, memory[sg], parts[sg]);
+        } else {
+            experts_int8_shared(shared_down, p.shared_plane, row, rows, p.shared_inner, (j - p.used) * 1024u, shared,
+                                lane, memory[sg], parts[sg]);
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (tid < rows) {
+        float sum = 0.0f;
+        for (ushort s = 0; s < 8; ++s) { sum += parts[s][tid]; }
+        y[ulong(tg.y) * p.hidden + row + tid] = sum;
+    }
 }
 
 #line 1 "hyper_connection.metal"
@@ -2838,6 +3412,22 @@ MSL_KERNEL void quant_repack_q8_0(msl_device const ushort * blocks, msl_device u
     for (ushort j = 0; j < 16; ++j) { quants[j] = block[1 + j]; }
 }
 
+// 84 bytes -> 64 of quants, 16 of sub-block scales, d and dmin.
+MSL_KERNEL void quant_repack_q2_k(msl_device const uint * blocks, msl_device uchar * planes, msl_constant gpu_repack & p, uint i)
+
+
+
+{
+    if (ulong(i) >= p.blocks) { return; }
+    msl_device const uint *block = blocks + ulong(i) * 21;
+    const ulong place = p.first_block + i;
+    msl_device uint *scales = (msl_device uint *)(planes + p.plane + place * 16);
+    msl_device uint *quants = (msl_device uint *)(planes + place * 64);
+    for (ushort j = 0; j < 4; ++j) { scales[j] = block[j]; }
+    for (ushort j = 0; j < 16; ++j) { quants[j] = block[4 + j]; }
+    *(msl_device uint *)(planes + p.plane + p.plane / 4 + place * 4) = block[20];
+}
+
 // 66 bytes -> eight groups and a scale.
 MSL_KERNEL void quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, msl_constant gpu_repack & p, uint i)
 
@@ -2959,6 +3549,7 @@ msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base,
     QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
     QUANT_CASE(GPU_MXFP4, BODY) \
     QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q2_K_PLANES, BODY) \
     QUANT_CASE(GPU_Q4_K, BODY) \
     QUANT_CASE(GPU_IQ2_XXS, BODY) \
     QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \
@@ -3012,6 +3603,201 @@ MSL_KERNEL void matmul_experts(msl_device const uchar * w, msl_device const floa
                                      slabs, grid, y + ulong(tile.y) * p.ldy, p.ldy, tile.z, tid, sg, lane)
     TILE_SWITCH(p.type, TILE_BODY)
 #undef TILE_BODY
+}
+
+#line 1 "matvec_int8.metal"
+// matvec_int8.metal — matrices × one token, its activations as 16-bit integers.
+//
+//   matvec_int8   up to 8 matrices of Q8_0 planes, F16 or F32   -> y [rows] each
+//
+// A threadgroup makes integers of x, then a simdgroup keeps a slice of 1,024 in registers, 32 a lane, and
+// lets rows pass by, four at a time. The simdgroups of a threadgroup share the slices of one row, and what slices are left, rows.
+// For F16 and F32 the slice stays f32.
+//
+// Grid       x row tiles over all jobs (first_tile, tile_rows)
+// Arguments  gpu_matvec in kernel_args.h
+// CPU twin   CKernels/matmul.c
+// Origin     ours
+
+#line 15 "matvec_int8.metal"
+using namespace metal;
+
+#define INT8_SIMDGROUPS (INT8_THREADS / 32)
+#define INT8_SLICE 1024u
+#define INT8_MOST_PARTS 256  // slices · rows of a tile
+
+// Four rows of a slice, a lane's columns: 16 from 16·lane on and 16 from 512 + 16·lane on.
+struct int8_rows_q8 {
+    uint4 q[4][2];
+    float d[4][2];
+};
+
+msl_inline void int8_load_q8(msl_device const uchar *w, ulong plane, uint row, uint rows, uint columns, uint k0, ushort lane,
+                         msl_thread int8_rows_q8 &out) {
+    #pragma unroll
+    for (ushort r = 0; r < 4; ++r) {
+        const ulong line = min(row + r, rows - 1);
+        #pragma unroll
+        for (ushort p = 0; p < 2; ++p) {
+            // Past the end the first piece is read again; its activations are zeros.
+            const uint at = k0 + 512u * p + 16u * lane, k = at < columns ? at : 0u;
+            out.q[r][p] = *(msl_device const uint4 *)(w + line * columns + k);
+            out.d[r][p] = quant_half(w + plane + (line * (columns / 32) + k / 32) * 2);
+        }
+    }
+}
+
+// Columns in pieces of 32·V, V a lane: those of F16 (8) and F32 (4).
+template <uint T> msl_inline ushort int8_float_columns() { return T == GPU_F16 ? 8 : 4; }
+
+template <uint T>
+msl_inline void int8_load_floats(msl_device const float *x, uint columns, uint k0, ushort lane, msl_thread float4 *a) {
+    const ushort v = int8_float_columns<T>();
+    #pragma unroll
+    for (ushort p = 0; p < 32 / v; ++p) {
+        const uint k = k0 + 32u * v * p + uint(v) * lane;
+        #pragma unroll
+        for (ushort i = 0; i < v / 4; ++i) {
+            a[p * (v / 4) + i] = k < columns ? *(msl_device const float4 *)(x + k + 4 * i) : float4(0.0f);
+        }
+    }
+}
+
+template <uint T>
+msl_inline void int8_rows_float(msl_device const uchar *w, uint row, uint rows, uint columns, uint k0, ushort lane,
+                            msl_thread const float4 *a, msl_thread float *sums) {
+    const ushort v = int8_float_columns<T>();
+    #pragma unroll
+    for (ushort r = 0; r < 4; ++r) { sums[r] = 0.0f; }
+    #pragma unroll
+    for (ushort p = 0; p < 32 / v; ++p) {
+        const uint at = k0 + 32u * v * p + uint(v) * lane, k = at < columns ? at : 0u;
+        uint4 q[4];
+        #pragma unroll
+        for (ushort r = 0; r < 4; ++r) {
+            const ulong line = min(row + r, rows - 1);
+            q[r] = *(msl_device const uint4 *)(w + (line * columns + k) * (T == GPU_F16 ? 2 : 4));
+        }
+        #pragma unroll
+        for (ushort r = 0; r < 4; ++r) {
+            if (T == GPU_F16) {
+                #pragma unroll
+                for (ushort i = 0; i < 2; ++i) {
+                    const uint l = q[r][2 * i], h = q[r][2 * i + 1];
+                    sums[r] += dot(float4(float(as_type<half>(ushort(l & 0xffffu))), float(as_type<half>(ushort(l >> 16))),
+                                          float(as_type<half>(ushort(h & 0xffffu))), float(as_type<half>(ushort(h >> 16)))),
+                                   a[2 * p + i]);
+                }
+            } else {
+                sums[r] += dot(as_type<float4>(q[r]), a[p]);
+            }
+        }
+    }
+}
+
+// All rows of this simdgroup: first_row … first_row + count, counted in the matrix; parts in `out`.
+msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint first_row,
+                        uint count, uint slice, msl_threadgroup int8_x &memory, ushort tid, ushort lane, msl_threadgroup float *out) {
+    const uint columns = job.columns, least = job.slices * INT8_SLICE;
+    for (uint base = 0; base < columns; base += INT8_COLUMNS) {
+        const uint k0 = base + slice * INT8_SLICE;
+        // The first rows are under way while activations are made.
+        int8_rows_q8 next;
+        int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, next);
+        if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
+        int8_quantize(x, columns, base, least, memory, tid);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        uint high[8];
+        uint low[8];
+        float scale[2];
+        #pragma unroll
+        for (ushort p = 0; p < 2; ++p) {
+            const uint c = slice * INT8_SLICE + 512u * p + 16u * lane;
+            int8_take16(memory, c, high + 4 * p, low + 4 * p);
+            scale[p] = memory.scale[c / 32];
+        }
+        #pragma unroll(1)
+        for (uint r = 0; r < count; r += 4) {
+            const int8_rows_q8 now = next;
+            if (r + 4 < count) { int8_load_q8(w, job.plane, first_row + r + 4, job.rows, columns, k0, lane, next); }
+            float sums[4];
+            #pragma unroll
+            for (ushort i = 0; i < 4; ++i) {
+                sums[i] = 0.0f;
+                #pragma unroll
+                for (ushort p = 0; p < 2; ++p) {
+                    int hi = 0, lo = 0;
+                    #pragma unroll
+                    for (ushort c = 0; c < 4; ++c) {
+                        hi = int8_dot_high(now.q[i][p][c], high[4 * p + c], hi);
+                        lo = int8_dot_low(now.q[i][p][c], low[4 * p + c], lo);
+                    }
+                    sums[i] += float(hi * 256 + lo) * (now.d[i][p] * scale[p]);
+                }
+            }
+            const float sum = int8_reduce4(sums, lane);
+            if (lane < 4) { out[r + lane] = base == 0 ? sum : out[r + lane] + sum; }
+        }
+    }
+}
+
+template <uint T>
+msl_inline void int8_job_float(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint first_row,
+                           uint count, uint slice, ushort lane, msl_threadgroup float *out) {
+    const uint columns = job.columns;
+    for (uint base = 0; base < columns; base += job.slices * INT8_SLICE) {
+        const uint k0 = base + slice * INT8_SLICE;
+        float4 a[8];
+        int8_load_floats<T>(x, columns, k0, lane, a);
+        #pragma unroll(1)
+        for (uint r = 0; r < count; r += 4) {
+            float sums[4];
+            int8_rows_float<T>(w, first_row + r, job.rows, columns, k0, lane, a, sums);
+            const float sum = int8_reduce4(sums, lane);
+            if (lane < 4) { out[r + lane] = base == 0 ? sum : out[r + lane] + sum; }
+        }
+    }
+}
+
+[[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
+MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float parts[INT8_MOST_PARTS];
+    threadgroup_decl int8_x memory;
+    uint j = 0;
+    while (j + 1u < p.jobs && tg >= p.job[j + 1u].first_tile) { j += 1u; }
+    msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
+                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint rows = p.job[j].tile_rows, slices = p.job[j].slices, row = (tg - p.job[j].first_tile) * rows;
+    const uint slice = sg % slices, count = rows * slices / INT8_SIMDGROUPS, first = sg / slices * count;
+    msl_threadgroup float *out = parts + slice * rows + first;
+    // Tiles end where the rows of a slice of x do; rows past the last one are computed and not written.
+    msl_device const float *from = x + ulong(row / p.job[j].group_rows) * p.job[j].columns;
+    switch (p.job[j].type) {
+    case GPU_F32: int8_job_float<GPU_F32>(w, p.job[j], from, row + first, count, slice, lane, out); break;
+    case GPU_F16: int8_job_float<GPU_F16>(w, p.job[j], from, row + first, count, slice, lane, out); break;
+    default: int8_job_q8(w, p.job[j], from, row + first, count, slice, memory, tid, lane, out);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (tid < rows && row + tid < p.job[j].rows) {
+        float sum = parts[tid];
+        for (uint s = 1; s < slices; ++s) { sum += parts[s * rows + tid]; }
+        y[p.job[j].out + row + tid] = sum;
+    }
 }
 
 #line 1 "rms_norm.metal"
@@ -3302,6 +4088,12 @@ extern "C" __global__ void __launch_bounds__(1024) msl_shared_swiglu(msl_device 
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_sum)
 extern "C" __global__ void __launch_bounds__(1024) msl_experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_sum(parts, place, y, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_gate_up_int8)
+extern "C" __global__ void __launch_bounds__(INT8_THREADS) msl_experts_gate_up_int8(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_gate_up_int8(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_down_int8)
+extern "C" __global__ void __launch_bounds__(INT8_THREADS) msl_experts_down_int8(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_down_int8(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_spread)
 extern "C" __global__ void __launch_bounds__(1024) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
@@ -3344,6 +4136,9 @@ extern "C" __global__ void __launch_bounds__(256) msl_matmul_embed(msl_device co
 #if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_q8_0)
 extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_q8_0(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_q2_k)
+extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q2_k(msl_device const uint * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_q2_k(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_iq2_xxs)
 extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_iq2_xxs(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
@@ -3352,6 +4147,9 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_tile(msl_d
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matmul_experts)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, const __grid_constant__ gpu_matmul p) { MSL_ENTER matmul_experts(w, x, y, tiles, order, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matvec_int8)
+extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32) msl_matvec_int8(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rms_norm_f32)
 extern "C" __global__ void __launch_bounds__(256) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { MSL_ENTER rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }

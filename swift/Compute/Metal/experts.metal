@@ -17,20 +17,12 @@
 // Origin     ours
 #include <metal_stdlib>
 #include "quant.h"
+#include "experts.h"
 using namespace metal;
 
 #define EXPERT_SIMDGROUPS 4
 #define EXPERT_SIMD_ROWS 2
 #define EXPERT_ROWS (EXPERT_SIMDGROUPS * EXPERT_SIMD_ROWS)
-
-// silu(min(g, clamp)) · clip(u, ±clamp)
-inline float experts_glu(float g, float u, float limit) {
-    if (limit > 0.0f) {
-        g = g > limit ? limit : g;
-        u = u > limit ? limit : u < -limit ? -limit : u;
-    }
-    return g / (1.0f + exp(-g)) * u;
-}
 
 template <uint T, bool FULL>
 inline void experts_step(device const uchar *w, ulong plane, ulong row, uint columns, device const float *x, uint k0,

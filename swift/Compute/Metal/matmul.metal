@@ -220,6 +220,22 @@ kernel void quant_repack_q8_0(device const ushort *blocks [[buffer(0)]],
     for (ushort j = 0; j < 16; ++j) { quants[j] = block[1 + j]; }
 }
 
+// 84 bytes -> 64 of quants, 16 of sub-block scales, d and dmin.
+kernel void quant_repack_q2_k(device const uint *blocks [[buffer(0)]],
+                              device uchar *planes      [[buffer(1)]],
+                              constant gpu_repack &p    [[buffer(2)]],
+                              uint i                    [[thread_position_in_grid]])
+{
+    if (ulong(i) >= p.blocks) { return; }
+    device const uint *block = blocks + ulong(i) * 21;
+    const ulong place = p.first_block + i;
+    device uint *scales = (device uint *)(planes + p.plane + place * 16);
+    device uint *quants = (device uint *)(planes + place * 64);
+    for (ushort j = 0; j < 4; ++j) { scales[j] = block[j]; }
+    for (ushort j = 0; j < 16; ++j) { quants[j] = block[4 + j]; }
+    *(device uint *)(planes + p.plane + p.plane / 4 + place * 4) = block[20];
+}
+
 // 66 bytes -> eight groups and a scale.
 kernel void quant_repack_iq2_xxs(device const ushort *blocks [[buffer(0)]],
                                  device uchar *planes        [[buffer(1)]],
@@ -341,6 +357,7 @@ inline void tile_product(device const uchar *w, ulong plane, ulong base, uint ro
     QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
     QUANT_CASE(GPU_MXFP4, BODY) \
     QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q2_K_PLANES, BODY) \
     QUANT_CASE(GPU_Q4_K, BODY) \
     QUANT_CASE(GPU_IQ2_XXS, BODY) \
     QUANT_CASE(GPU_IQ2_XXS_PLANES, BODY) \

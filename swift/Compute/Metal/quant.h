@@ -153,6 +153,7 @@ template <uint T> inline ulong quant_row_bytes(uint columns) {
     if (T == GPU_Q6_K) { return ulong(columns / 256) * 210; }
     if (T == GPU_IQ2_XXS) { return ulong(columns / 256) * 66; }
     if (T == GPU_Q8_0_PLANES) { return ulong(columns); }
+    if (T == GPU_Q2_K_PLANES) { return ulong(columns / 256) * 64; }
     return ulong(columns / 32) * 8;  // IQ2_XXS planes
 }
 
@@ -187,6 +188,19 @@ inline float2 quant_k4(device const uchar *packed, uint sub) {
     const uint scale = sub < 4u ? packed[sub] & 63u : (packed[sub + 4u] & 15u) | (packed[sub - 4u] >> 6) << 4;
     const uint least = sub < 4u ? packed[sub + 4u] & 63u : packed[sub + 4u] >> 4 | (packed[sub] >> 6) << 4;
     return float2(float(scale), float(least));
+}
+
+// Sixteen quants of Q2_K planes from k on, a byte each, and their scale and minimum.
+inline void quant_q2_planes(device const uchar *w, ulong plane, ulong row, uint columns, uint k, thread uint4 &two,
+                            thread float &d, thread float &least) {
+    const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
+    const ulong block = row * (columns / 256) + k / 256;
+    const uint4 q = *(device const uint4 *)(w + block * 64 + 32u * h + l);
+    const uint sub = w[plane + block * 16 + j];
+    device const uchar *both = w + plane + plane / 4 + block * 4;
+    d = quant_half(both) * float(sub & 15u);
+    least = quant_half(both + 2) * float(sub >> 4);
+    two = (q >> (2u * s)) & 0x03030303u;
 }
 
 // Weights k … k + 15 of row `row`; k is a multiple of 16. `plane`: where the scales of planes begin.
@@ -250,6 +264,14 @@ inline void quant_load16(device const uchar *w, ulong plane, ulong row, uint col
         const uint2 group = *(device const uint2 *)(line + ulong(k / 32) * 8);
         const float d = quant_half(w + plane + (row * (columns / 256) + k / 256) * 2);
         quant_iq2_16(group.x, group.y, d, (k / 16u) & 1u, out);
+    } else if (T == GPU_Q2_K_PLANES) {
+        float d, least;
+        uint4 two;
+        quant_q2_planes(w, plane, row, columns, k, two, d, least);
+        for (ushort i = 0; i < 4; ++i) {
+            const float4 v = quant_unsigned4(two[i]) * d - least;
+            for (ushort c = 0; c < 4; ++c) { out[4 * i + c] = v[c]; }
+        }
     } else {
         // The K types: sixteen sub-blocks of 16 in 256; sub-block j is half `h`, shift `s`, offset `l`.
         const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
@@ -347,6 +369,16 @@ inline void quant_half16(device const uchar *w, ulong plane, ulong row, uint col
             const uint2 eight = grid[(group.x >> (8u * entry)) & 255u];
             out[2 * e] = quant_signed_half4(quant_negate4(eight.x, signs & 15u), d);
             out[2 * e + 1] = quant_signed_half4(quant_negate4(eight.y, signs >> 4), d);
+        }
+    } else if (T == GPU_Q2_K_PLANES) {
+        float scale, minimum;
+        uint4 two;
+        quant_q2_planes(w, plane, row, columns, k, two, scale, minimum);
+        const half2 d = half2(half(scale)), least = half2(half(minimum)), zero = half2(1024.0h);
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            out[i] = uint2(as_type<uint>((quant_bytes_half2(two[i], 0) - zero) * d - least),
+                           as_type<uint>((quant_bytes_half2(two[i], 1) - zero) * d - least));
         }
     } else if (T == GPU_Q2_K) {
         const uint j = (k % 256u) / 16u, h = j / 8u, s = (j % 8u) / 2u, l = (j & 1u) * 16u;
@@ -481,7 +513,7 @@ inline void quant_lane_x(device const float *x, uint columns, uint k0, ushort la
 #ifndef QUANT_TYPES
 #define QUANT_TYPES 0xffffffffu
 #endif
-#define QUANT_BIT(T) ((T) < 32 ? (T) : (T) == GPU_MXFP4 ? 9 : (T) == GPU_Q8_0_PLANES ? 3 : 4)
+#define QUANT_BIT(T) ((T) < 32 ? (T) : (T) == GPU_MXFP4 ? 9 : (T) == GPU_Q8_0_PLANES ? 3 : (T) == GPU_Q2_K_PLANES ? 5 : 4)
 #define QUANT_CASE(T, BODY) case T: if ((QUANT_TYPES >> QUANT_BIT(T) & 1u) != 0u) { BODY(T); } break;
 
 #define QUANT_SWITCH(type, BODY) \
@@ -494,6 +526,7 @@ inline void quant_lane_x(device const float *x, uint columns, uint k0, ushort la
     QUANT_CASE(GPU_Q4_0, BODY) \
     QUANT_CASE(GPU_MXFP4, BODY) \
     QUANT_CASE(GPU_Q2_K, BODY) \
+    QUANT_CASE(GPU_Q2_K_PLANES, BODY) \
     QUANT_CASE(GPU_Q3_K, BODY) \
     QUANT_CASE(GPU_Q4_K, BODY) \
     QUANT_CASE(GPU_Q5_K, BODY) \

@@ -12,15 +12,16 @@
 
 /* How a GPU keeps weights: a ggml type id, or a rearrangement of one into aligned planes.
  *   Q8_0 planes     all quants (int8, row-major), then all scales (half)
+ *   Q2_K planes     all quants (64 bytes a block), then all sub-block scales (16), then all d and dmin (2 halfs)
  *   IQ2_XXS planes  all groups of 32 (8 bytes), then all scales (half) */
 enum { GPU_F32 = 0, GPU_F16 = 1, GPU_Q4_0 = 2, GPU_Q8_0 = 8, GPU_Q2_K = 10, GPU_Q3_K = 11, GPU_Q4_K = 12,
        GPU_Q5_K = 13, GPU_Q6_K = 14, GPU_IQ2_XXS = 16, GPU_BF16 = 30, GPU_MXFP4 = 39, GPU_Q8_0_PLANES = 108,
-       GPU_IQ2_XXS_PLANES = 116 };
+       GPU_Q2_K_PLANES = 110, GPU_IQ2_XXS_PLANES = 116 };
 
 #ifndef __METAL_VERSION__
 /* The bit of a type in QUANT_TYPES; the same as QUANT_BIT in quant.h. */
 static inline uint32_t gpu_type_bit(uint32_t type) {
-    return type < 32 ? type : type == GPU_MXFP4 ? 9 : type == GPU_Q8_0_PLANES ? 3 : 4;
+    return type < 32 ? type : type == GPU_MXFP4 ? 9 : type == GPU_Q8_0_PLANES ? 3 : type == GPU_Q2_K_PLANES ? 5 : 4;
 }
 #endif
 
@@ -34,6 +35,8 @@ struct gpu_matrix_job {
     uint32_t columns;
     uint32_t group_rows; /* rows that read the same slice of x; `rows` when all do */
     uint32_t first_tile; /* of its row tiles, counted through all jobs */
+    uint32_t tile_rows;  /* of matvec_int8: a multiple of 32 / slices */
+    uint32_t slices;     /* of a row, each a simdgroup's: 1, 2, 4 or 8 */
     uint32_t unused;
     uint64_t plane;      /* byte offset of the scales in planes */
     uint64_t out;        /* float offset of its y [n, rows] */
@@ -185,7 +188,7 @@ struct gpu_experts {
     uint32_t shared_inner;
     float clamp;
     float shared_clamp;
-    uint32_t tile;      /* assignments in a tile of the sorted lists */
+    uint32_t tile;      /* assignments in a tile of the sorted lists; rows of one of the integer kernels */
     uint64_t plane;     /* of gate and up */
     uint64_t down_plane;
     uint64_t shared_plane;

@@ -45,7 +45,7 @@ def test_rms_norm_scales_rows_by_their_root_mean_square(mode: str, width: int) -
 def _job(
     kind: int, rows: int, columns: int, groups: int, first: int, plane: int, out: int
 ) -> bytes:
-    return struct.pack("<6IQQ", kind, rows, columns, rows // groups, first, 0, plane, out)
+    return struct.pack("<8IQQ", kind, rows, columns, rows // groups, first, 0, 0, 0, plane, out)
 
 
 @MODES
@@ -61,7 +61,7 @@ def test_products_of_one_token_take_matrices_of_two_formats_at_once(
     call = struct.pack("<4I", 1, columns, 2, 0)
     call += _job(GPU_F16, 11, columns, 1, 0, 0, 0)
     call += _job(GPU_Q8_0_PLANES, 6, columns, 1, 2, quants.nbytes, 11)
-    call += bytes(6 * 40)
+    call += bytes(6 * 48)
     w: list[gpu_emulator.Buffer] = [halfs, planes, *[halfs] * 6]
     _run(mode, "matvec_common", [*w, x, y, call], (3, 1), 128)
     decoded = quants * np.repeat(scales.astype(np.float64), 32, axis=1)
