@@ -323,11 +323,15 @@ def gen_cuda(kernels):
             else:
                 args.append("msl_builtin<%s>(msl_%s())" % (p["type"], p["attr"]))
         o.append(
-            "#if !defined(MSL_SOME) || defined(MSL_WITH_%s)\n"
-            'extern "C" __global__ void __launch_bounds__(%s) msl_%s(%s) { MSL_ENTER %s(%s); }\n#endif'
+            # A source may ask for a number of threadgroups at once: #define MSL_BLOCKS_kernel 3
+            "#if !defined(MSL_SOME) || defined(MSL_WITH_%s)\n#ifndef MSL_BLOCKS_%s\n#define MSL_BLOCKS_%s 1\n#endif\n"
+            'extern "C" __global__ void __launch_bounds__(%s, MSL_BLOCKS_%s) msl_%s(%s) { MSL_ENTER %s(%s); }\n#endif'
             % (
                 K["name"],
+                K["name"],
+                K["name"],
                 K["max_threads"] or 1024,
+                K["name"],
                 K["name"],
                 ", ".join(ps),
                 K["name"],

@@ -138,19 +138,21 @@ public final class GPUBackend: Backend {
     private static let matvecRows = 8
 
     /// How `matvec_int8` divides a matrix: slices of 1,024 columns, one a simdgroup, and rows that a simdgroup
-    /// takes at a time.
-    private static func slices(columns: Int) -> Int { columns > 4096 ? 8 : columns > 2048 ? 4 : columns > 1024 ? 2 : 1 }
+    /// takes at a time. With several tokens all simdgroups work on one slice.
+    private static func slices(columns: Int, tokens: Int) -> Int {
+        tokens > 1 ? 1 : columns > 4096 ? 8 : columns > 2048 ? 4 : columns > 1024 ? 2 : 1
+    }
 
     /// Rows of a tile of each of `jobs`: enough that threadgroups repeat little of the work on activations,
     /// few enough that there are some for every multiprocessor. nil: they are not for this kernel.
     private func int8Tiles(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) -> [Int]? {
-        guard x.rows == 1, !isExact, !device.isUnified else { return nil }
-        let least = jobs.map { 32 / Self.slices(columns: $0.matrix.columns) }
+        guard x.rows <= Self.fewTokens, !isExact, !device.isUnified else { return nil }
+        let least = jobs.map { 32 / Self.slices(columns: $0.matrix.columns, tokens: x.rows) }
         let tiles = zip(jobs, least).reduce(0) { $0 + ($1.0.matrix.rows + $1.1 - 1) / $1.1 }
-        let steps = [8, 4, 2].first { tiles / $0 >= Self.fewTiles } ?? 1
+        let steps = [8, 4, 2].first { tiles / $0 >= Self.fewTiles && (x.rows == 1 || $0 == 2) } ?? 1
         for (job, rows) in zip(jobs, least) {
             let groupRows = job.matrix.rows / job.groups
-            guard Self.commonTypes.contains(weights[job.matrix].type),
+            guard Self.commonTypes.contains(weights[job.matrix].type), job.matrix.rows % 4 == 0,
                   job.groups == 1 || groupRows % (rows * steps) == 0 else { return nil }
         }
         return least.map { $0 * steps }
@@ -175,7 +177,7 @@ public final class GPUBackend: Backend {
                     type: w.type, rows: UInt32(rows), columns: UInt32(job.matrix.columns),
                     group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles),
                     tile_rows: UInt32(tileRows?[slot] ?? Self.matvecRows),
-                    slices: UInt32(Self.slices(columns: job.matrix.columns)), unused: 0, plane: w.plane,
+                    slices: UInt32(Self.slices(columns: job.matrix.columns, tokens: x.rows)), unused: 0, plane: w.plane,
                     out: UInt64(job.y.floats - base))
                 // A simdgroup's two rows read one slice of x.
                 precondition(job.groups == 1 || rows / job.groups % 2 == 0)
@@ -188,6 +190,8 @@ public final class GPUBackend: Backend {
         addresses += [UnsafeRawPointer(x.floats), UnsafeRawPointer(base)]
         if x.rows == 1 {
             dispatch(tileRows != nil ? .matvec_int8 : isCommon ? .matvec_common : .matvec_1, (tiles, 1, 1), addresses, call)
+        } else if tileRows != nil {
+            dispatch(.matvec_int8_many, (tiles, 1, 1), addresses, call)
         } else {
             dispatch(.matvec_4, (tiles, (x.rows + 3) / 4, 1), addresses, call)
         }

@@ -38,7 +38,7 @@ extension GPUDevice {
 
 /// The kernels by their names in Compute/Metal, and the threads of a threadgroup of each.
 public enum GPUKernel: Int, CaseIterable, Sendable {
-    case matvec_common, matvec_int8, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
+    case matvec_common, matvec_int8, matvec_int8_many, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
     case quant_repack_q8_0, quant_repack_q2_k, quant_repack_iq2_xxs
     case rms_norm_f32, rope_table_f32, rope_queries_f32
     case hc_spread, hc_mix, hc_mix_many, hc_enter, hc_head, hc_leave, hc_leave_mix

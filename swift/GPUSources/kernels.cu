@@ -391,6 +391,8 @@ struct gpu_indexer {
     uint32_t top;
     float scale;
     uint32_t table_stride;
+    uint32_t tokens; /* consecutive ones that a threadgroup of scores takes; 0: one */
+    uint32_t unused;
 };
 
 struct gpu_attention {
@@ -2307,9 +2309,32 @@ struct int8_x {
 // Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
 msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, uint count, msl_threadgroup int8_x &out, ushort tid) {
     msl_threadgroup uint *high = (msl_threadgroup uint *)out.high, *low = (msl_threadgroup uint *)out.low;
+    // No thread leaves the loop before the others.
     #pragma unroll(4)
-    for (uint c = 4u * tid; c < count; c += 4u * INT8_THREADS) {
+    for (uint c0 = 0; c0 < count; c0 += 4u * INT8_THREADS) {
+        const uint c = c0 + 4u * tid;
         const float4 a = k0 + c < columns ? *(msl_device const float4 *)(x + k0 + c) : float4(0.0f);
+        float most = int8_most(a, 0.0f);
+        most = max(most, simd_shuffle_xor(most, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        most = max(most, simd_shuffle_xor(most, 4));
+        uint h;
+        uint l;
+        int8_split4(a, int8_inverse(most), h, l);
+        high[c / 4] = h;
+        low[c / 4] = l;
+        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
+    }
+}
+
+// Columns k0 … k0 + 1,024 of up to eight tokens, one behind the other.
+msl_inline void int8_quantize_tokens(msl_device const float *x, uint ldx, uint columns, uint k0, uint n, msl_threadgroup int8_x &out,
+                                 ushort tid) {
+    msl_threadgroup uint *high = (msl_threadgroup uint *)out.high, *low = (msl_threadgroup uint *)out.low;
+    #pragma unroll(4)
+    for (uint t = 0; t < n; ++t) {
+        const uint k = k0 + 4u * tid, c = t * 1024u + 4u * tid;
+        const float4 a = k < columns ? *(msl_device const float4 *)(x + ulong(t) * ldx + k) : float4(0.0f);
         float most = int8_most(a, 0.0f);
         most = max(most, simd_shuffle_xor(most, 1));
         most = max(most, simd_shuffle_xor(most, 2));
@@ -2350,7 +2375,7 @@ msl_inline float int8_reduce4(msl_thread const float *v, ushort lane) {
 // {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
 // eighth is the others' parity), lie in threadgroup memory, INT8_COPIES times so that lanes rarely meet.
 
-#define INT8_COPIES 8
+#define INT8_COPIES 8  // int8_iq2_group shifts by its logarithm + 2
 #define INT8_TABLE (384 * INT8_COPIES)
 
 msl_inline uint int8_select4(uint nibbles) {
@@ -2389,13 +2414,18 @@ msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint thr
 }
 
 // A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
-msl_inline float int8_iq2_group(uint2 group, msl_threadgroup const uint *table, ushort copy, msl_thread const uint *high,
+// `copy`: this lane's, in bytes.
+msl_inline float int8_iq2_group(uint2 group, msl_threadgroup const uchar *table, uint copy, msl_thread const uint *high,
                             msl_thread const uint *low) {
     int hi = 0, lo = 0;
     #pragma unroll
     for (ushort e = 0; e < 4; ++e) {
-        const uint entry = (group.x >> (8 * e)) & 255u, seven = (group.y >> (7 * e)) & 127u;
-        const uint nibbles = table[entry * INT8_COPIES + copy] | table[(256u + seven) * INT8_COPIES + copy];
+        // Offsets in bytes: a shift and one operation on bits each.
+        const uint line = 4u * INT8_COPIES;
+        const uint entry = ((e == 0 ? group.x * line : group.x >> (8 * e - 5)) & 255u * line) | copy;
+        const uint seven = ((e == 0 ? group.y * line : group.y >> (7 * e - 5)) & 127u * line) | copy;
+        const uint nibbles = *(msl_threadgroup const uint *)(table + entry)
+                           | *(msl_threadgroup const uint *)(table + 256u * line + seven);
         const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
         hi = int8_dot_high(a, high[2 * e], hi);
         lo = int8_dot_low(a, low[2 * e], lo);
@@ -2410,6 +2440,10 @@ msl_inline float int8_iq2_group(uint2 group, msl_threadgroup const uint *table, 
 #line 17 "experts_int8.metal"
 using namespace metal;
 
+#define MSL_BLOCKS_experts_down_int8 2  // threadgroups on a multiprocessor at once (CUDA)
+
+#define MSL_BLOCKS_experts_gate_up_int8 3  // threadgroups on a multiprocessor at once (CUDA)
+
 #define EXPERT_INT8_MOST 64  // rows of a tile
 #define EXPERT_INT8_SLICES 4096u
 
@@ -2423,15 +2457,16 @@ struct experts_int8_pair {
     float du[4];
 };
 
-msl_inline void experts_int8_load(msl_device const uchar *gate, msl_device const uchar *up, ulong plane, ulong line, uint columns, uint k,
+// `quants`, `scales`: of the first row and this lane, in bytes.
+msl_inline void experts_int8_load(msl_device const uchar *gate, msl_device const uchar *up, ulong quants, ulong scales, uint columns,
                               msl_thread experts_int8_pair &out) {
     #pragma unroll
     for (ushort i = 0; i < 4; ++i) {
-        const ulong group = (line + i) * (columns / 32) + k / 32, block = (line + i) * (columns / 256) + k / 256;
-        out.g[i] = *(msl_device const uint2 *)(gate + group * 8);
-        out.u[i] = *(msl_device const uint2 *)(up + group * 8);
-        out.dg[i] = quant_half(gate + plane + block * 2);
-        out.du[i] = quant_half(up + plane + block * 2);
+        const ulong q = quants + i * (columns / 4), d = scales + i * (columns / 128);
+        out.g[i] = *(msl_device const uint2 *)(gate + q);
+        out.u[i] = *(msl_device const uint2 *)(up + q);
+        out.dg[i] = quant_half(gate + d);
+        out.du[i] = quant_half(up + d);
     }
 }
 
@@ -2468,12 +2503,14 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
     const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
     msl_device const float *token = x + ulong(tg.y / p.used) * columns;
-    const ushort copy = lane % INT8_COPIES;
+    const uint copy = lane % INT8_COPIES * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
         const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
         // The first rows are under way while the table and the activations are made.
-        experts_int8_pair next;
-        experts_int8_load(gate, up, p.plane, line + 4 * team, columns, k, next);
+        experts_int8_pair now;
+        ulong quants = ((line + 4 * team) * columns + k) / 4;
+        ulong scales = p.plane + (line + 4 * team) * (columns / 128) + k / 256 * 2;
+        experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
         if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
@@ -2485,15 +2522,19 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
         int8_take16(memory, c + 16u, high + 4, low + 4);
         const float scale = memory.scale[c / 32];
         #pragma unroll(1)
-        for (uint r = 4 * team; r < rows; r += 8) {
-            const experts_int8_pair now = next;
-            if (r + 8 < rows) { experts_int8_load(gate, up, p.plane, line + r + 8, columns, k, next); }
+        for (uint r0 = 0; r0 < rows; r0 += 8) {
+            const uint r = r0 + 4 * team;
             float gs[4];
             float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                gs[i] = int8_iq2_group(now.g[i], (msl_threadgroup const uint *)table, copy, high, low) * (now.dg[i] * scale);
-                us[i] = int8_iq2_group(now.u[i], (msl_threadgroup const uint *)table, copy, high, low) * (now.du[i] * scale);
+                gs[i] = int8_iq2_group(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
+                us[i] = int8_iq2_group(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
+            }
+            if (r0 + 8 < rows) {
+                quants += 2 * columns;
+                scales += columns / 16;
+                experts_int8_load(gate, up, quants, scales, columns, now);
             }
             const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
             if (lane < 8) {
@@ -2598,14 +2639,12 @@ msl_inline void experts_int8_routed(msl_device const uchar *w, ulong plane, ulon
                                 msl_threadgroup float *out) {
     for (uint k0 = 0; k0 < columns; k0 += 2048u) {
         const uint at = k0 / 256u + lane / 4, column = at * 256u < columns ? at : 0u;
-        experts_int8_rows next;
-        experts_int8_load_q2(w, plane, first, columns, column, lane, next);
+        experts_int8_rows now;
+        experts_int8_load_q2(w, plane, first, columns, column, lane, now);
         experts_int8_q2 a;
         experts_int8_take(x, columns, k0, lane, memory, a);
         #pragma unroll(1)
         for (uint r = 0; r < rows; r += 4) {
-            const experts_int8_rows now = next;
-            if (r + 4 < rows) { experts_int8_load_q2(w, plane, first + r + 4, columns, column, lane, next); }
             float sums[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
@@ -2627,6 +2666,7 @@ msl_inline void experts_int8_routed(msl_device const uchar *w, ulong plane, ulon
                 const float m = float(as_type<half>(ushort(now.both[i] >> 16)));
                 sums[i] = (d * float(sum) - m * float(least)) * a.scale;
             }
+            if (r + 4 < rows) { experts_int8_load_q2(w, plane, first + r + 4, columns, column, lane, now); }
             const float sum = int8_reduce4(sums, lane);
             if (lane < 4) { out[r + lane] += sum; }
         }
@@ -2745,22 +2785,24 @@ MSL_KERNEL void experts_down_int8(msl_device const uchar * down, msl_device cons
 #line 1 "hyper_connection.metal"
 // hyper_connection.metal — mixing the four residual streams (report §2.2).
 //
-//   hc_spread   x [n, D]                              -> streams [n, 4, D]
-//   hc_mix      streams, fn [outputs, 4D]             -> mix [n, outputs + 1]; the last is Σ streams²
-//   hc_enter    mix, scale [3], base [24], streams    -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
-//   hc_head     mix, scale [1], base [4], streams     -> x [n, D] collapsed and normed
-//   hc_leave    y [n, D], post, comb                  -> streams, in place
+//   hc_spread     x [n, D]                            -> streams [n, 4, D]
+//   hc_mix        streams, fn [outputs, 4D]           -> mix [n, 1, outputs + 4]: then Σ streams², then nothing
+//   hc_mix_many   the same for many tokens            -> mix [n, 4, 28]: a part from each stream
+//   hc_enter      mix, scale [3], base [24], streams  -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
+//   hc_head       mix, scale [1], base [4], streams   -> x [n, D] collapsed and normed
+//   hc_leave      y [n, D], post, comb                -> streams, in place
 //
 // comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
 // (iterations - 1) × (rows, columns), each division by (sum + eps).
 //
-// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; enter: x 2 (the
-//            second makes post and comb), y tokens; head: tokens
+// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; mix_many: x streams,
+//            y 32 tokens each; enter: ceil(n / 512) that make post and comb, a thread a token, then a threadgroup
+//            a token; head: tokens
 // Precision  f32
 // CPU twin   CKernels/hyper_connection.c
 // Origin     ours
 
-#line 19 "hyper_connection.metal"
+#line 21 "hyper_connection.metal"
 #line 1 "reduce.h"
 // reduce.h — sums over a threadgroup.
 #ifndef PYDS4_REDUCE_H
@@ -2778,17 +2820,21 @@ msl_inline float reduce_sum(float value, msl_threadgroup float *partial, ushort 
 }
 
 msl_inline float reduce_rms(float squares, uint count, float epsilon) {
-    return 1.0f / sqrt(squares / float(count) + epsilon);
+    return rsqrt(squares * (1.0f / float(count)) + epsilon);
 }
 
 #endif
 
-#line 20 "hyper_connection.metal"
+#line 22 "hyper_connection.metal"
 using namespace metal;
 
-#define HC_THREADS 1024
+#define HC_THREADS 512
 #define HC_MIX_THREADS 1024
-#define HC_MOST 8  // channels a thread: at most 8,192 in all
+#define HC_OUTPUTS 24
+#define HC_LINE(outputs) ((outputs) + 4)  // floats from one line of a mix to the next
+#define HC_MANY_THREADS 256
+#define HC_MANY_TOKENS 32             // two simdgroups take eight each
+#define HC_PIECE (HC_OUTPUTS * 32)    // float4s of 128 columns of fn
 
 MSL_KERNEL void hc_spread(msl_device const float * x, msl_device float * streams, msl_constant gpu_hc & p, uint2 i)
 
@@ -2844,60 +2890,274 @@ MSL_KERNEL void hc_mix(msl_device const float * streams, msl_device const uchar 
         }
     }
     sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
-    if (tid == 0) { mix[ulong(tg.y) * (p.outputs + 1) + tg.x] = sum; }
+    if (tid == 0) { mix[ulong(tg.y) * HC_LINE(p.outputs) + tg.x] = sum; }
 }
 
-msl_inline float hc_sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
-
-// Sum over the four lanes of a row (i = lane / 4), and over those of a column (j = lane % 4).
-msl_inline float hc_row_sum(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 2);
-}
-msl_inline float hc_column_sum(float v) {
-    v += simd_shuffle_xor(v, 4);
-    return v + simd_shuffle_xor(v, 8);
-}
-
-// One simdgroup; lanes 0 … 15 hold comb, the others repeat them.
-msl_inline float hc_sinkhorn(float v, uint iterations, float epsilon) {
-    float top = max(v, simd_shuffle_xor(v, 1));
-    top = max(top, simd_shuffle_xor(top, 2));
-    v = exp(v - top);
-    v = v / hc_row_sum(v) + epsilon;
-    v = v / (hc_column_sum(v) + epsilon);
-    for (uint k = 1; k < iterations; ++k) {
-        v = v / (hc_row_sum(v) + epsilon);
-        v = v / (hc_column_sum(v) + epsilon);
+// Weights `at` … `at` + 3 of fn as they lie there, and as numbers: loads first, numbers later.
+template <uint T> msl_inline uint4 hc_load4(msl_device const uchar *fn, ulong plane, ulong at) {
+    if (T == GPU_F32) { return *(msl_device const uint4 *)(fn + 4 * at); }
+    if (T == GPU_Q8_0_PLANES) {
+        return uint4(*(msl_device const uint *)(fn + at), *(msl_device const ushort *)(fn + plane + at / 32 * 2), 0u, 0u);
     }
-    return v;
+    const uint2 two = *(msl_device const uint2 *)(fn + 2 * at);
+    return uint4(two.x, two.y, 0u, 0u);
 }
 
-// Σ pre_i · stream_i, normed: by all threads of the threadgroup. Values stay in registers in between.
-msl_inline void hc_collapse(msl_device const float *streams, float4 pre, msl_device const float *norm, msl_device float *x, uint dim,
-                        float epsilon, msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
-    float v[HC_MOST];
+template <uint T> msl_inline float4 hc_float4(uint4 v) {
+    if (T == GPU_F32) {
+        return float4(as_type<float>(v.x), as_type<float>(v.y), as_type<float>(v.z), as_type<float>(v.w));
+    }
+    if (T == GPU_Q8_0_PLANES) { return quant_signed4(v.x) * float(as_type<half>(ushort(v.y))); }
+    if (T == GPU_F16) {
+        return float4(float(as_type<half>(ushort(v.x & 0xffffu))), float(as_type<half>(ushort(v.x >> 16))),
+                      float(as_type<half>(ushort(v.y & 0xffffu))), float(as_type<half>(ushort(v.y >> 16))));
+    }
+    return float4(as_type<float>(v.x << 16), as_type<float>(v.x & 0xffff0000u), as_type<float>(v.y << 16),
+                  as_type<float>(v.y & 0xffff0000u));
+}
+
+msl_inline void hc_load_tokens(msl_device const float *streams, ulong row, uint first, uint last, uint k, msl_thread float4 *x) {
+    #pragma unroll
+    for (ushort t = 0; t < 8; ++t) { x[t] = *(msl_device const float4 *)(streams + row * min(first + t, last) + k); }
+}
+
+// A lane's part of eight tokens' products with half of fn's rows, sums[t · 12 + row], and of the squares of
+// tokens 4 · side … of them. A piece is 128 columns: while one is worked on, the next one's values are under
+// way to registers. `weights`: two pieces.
+template <uint T>
+msl_inline void hc_products(msl_device const uchar *fn, msl_constant gpu_hc &p, uint stream, msl_device const float *streams, uint first,
+                        msl_threadgroup float4 *weights, uint side, ushort sg, ushort lane, msl_thread float *sums,
+                        msl_thread float *squares) {
+    const ulong row = 4ul * p.dim;
+    const uint last = p.n - 1, pieces = p.dim / 128;
+    streams += ulong(stream) * p.dim;
+    float4 x[8];
+    uint4 staged[3];
+    hc_load_tokens(streams, row, first, last, 4u * lane, x);
+    #pragma unroll
+    for (ushort j = 0; j < 3; ++j) {
+        staged[j] = hc_load4<T>(fn, p.plane, row * (sg + 8u * j) + ulong(stream) * p.dim + 4u * lane);
+    }
+    #pragma unroll
+    for (ushort j = 0; j < 3; ++j) { weights[(sg + 8 * j) * 32 + lane] = hc_float4<T>(staged[j]); }
+    for (uint piece = 0; piece < pieces; ++piece) {
+        // Behind the end the last piece is read again.
+        const uint k = 128 * min(piece + 1, pieces - 1) + 4u * lane;
+        float4 next[8];
+        hc_load_tokens(streams, row, first, last, k, next);
+        #pragma unroll
+        for (ushort j = 0; j < 3; ++j) {
+            staged[j] = hc_load4<T>(fn, p.plane, row * (sg + 8u * j) + ulong(stream) * p.dim + k);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        msl_threadgroup const float4 *w = weights + (piece & 1) * HC_PIECE + side * (HC_PIECE / 2) + lane;
+        #pragma unroll
+        for (ushort o = 0; o < HC_OUTPUTS / 2; ++o) {
+            const float4 v = w[32 * o];
+            #pragma unroll
+            for (ushort t = 0; t < 8; ++t) {
+                float sum = sums[t * (HC_OUTPUTS / 2) + o];
+                sum += v.x * x[t].x;
+                sum += v.y * x[t].y;
+                sum += v.z * x[t].z;
+                sum += v.w * x[t].w;
+                sums[t * (HC_OUTPUTS / 2) + o] = sum;
+            }
+        }
+        if (side == 0) {
+            #pragma unroll
+            for (ushort t = 0; t < 4; ++t) { squares[t] += dot(x[t], x[t]); }
+        } else {
+            #pragma unroll
+            for (ushort t = 0; t < 4; ++t) { squares[t] += dot(x[4 + t], x[4 + t]); }
+        }
+        msl_threadgroup float4 *to = weights + (~piece & 1) * HC_PIECE;
+        #pragma unroll
+        for (ushort j = 0; j < 3; ++j) { to[(sg + 8 * j) * 32 + lane] = hc_float4<T>(staged[j]); }
+        #pragma unroll
+        for (ushort t = 0; t < 8; ++t) { x[t] = next[t]; }
+    }
+}
+
+// Halves `sums` [2H] between lanes that differ in `bit`: those that have it keep the upper half.
+template <ushort H> msl_inline void hc_fold(msl_thread float *sums, ushort lane, ushort bit) {
+    const bool upper = (lane & bit) != 0;
+    #pragma unroll
+    for (ushort i = 0; i < H; ++i) {
+        const float low = sums[i], high = sums[i + H];
+        sums[i] = (upper ? high : low) + simd_shuffle_xor(upper ? low : high, bit);
+    }
+}
+
+// dim must be a multiple of 128, fn's rows 24.
+[[max_total_threads_per_threadgroup(HC_MANY_THREADS)]]
+MSL_KERNEL void hc_mix_many(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, msl_constant gpu_hc & p, uint2 tg, ushort sg, ushort lane)
+
+
+
+
+
+
+{
+    threadgroup_decl float4 weights[2 * HC_PIECE];
+    const uint side = sg & 1, first = tg.y * HC_MANY_TOKENS + sg / 2 * 8;
+    float sums[8 * HC_OUTPUTS / 2];
+    float squares[4];
+    #pragma unroll
+    for (ushort i = 0; i < 8 * HC_OUTPUTS / 2; ++i) { sums[i] = 0.0f; }
+    #pragma unroll
+    for (ushort t = 0; t < 4; ++t) { squares[t] = 0.0f; }
+    #define HC_PRODUCTS(T) hc_products<T>(fn, p, tg.x, streams, first, weights, side, sg, lane, sums, squares)
+    switch (p.type) {
+    QUANT_CASE(GPU_F32, HC_PRODUCTS)
+    QUANT_CASE(GPU_F16, HC_PRODUCTS)
+    QUANT_CASE(GPU_BF16, HC_PRODUCTS)
+    QUANT_CASE(GPU_Q8_0_PLANES, HC_PRODUCTS)
+    }
+    // Lane l ends with sums 3 · l … 3 · l + 2: of token l / 4.
+    hc_fold<48>(sums, lane, 16);
+    hc_fold<24>(sums, lane, 8);
+    hc_fold<12>(sums, lane, 4);
+    hc_fold<6>(sums, lane, 2);
+    hc_fold<3>(sums, lane, 1);
+    const uint token = first + lane / 4;
+    msl_device float *line = mix + (ulong(token) * 4 + tg.x) * HC_LINE(HC_OUTPUTS);
+    if (token < p.n) {
+        for (ushort i = 0; i < 3; ++i) { line[side * (HC_OUTPUTS / 2) + lane % 4 * 3 + i] = sums[i]; }
+    }
+    for (ushort t = 0; t < 4; ++t) {
+        const float sum = simd_sum(squares[t]);
+        const uint other = first + 4 * side + t;
+        if (lane == 0 && other < p.n) { mix[(ulong(other) * 4 + tg.x) * HC_LINE(HC_OUTPUTS) + HC_OUTPUTS] = sum; }
+    }
+}
+
+// Good to an ulp or two; x is far from 0 and from infinity.
+msl_inline float hc_reciprocal(float x) {
+#ifdef MSL_CUDA
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
+#endif
+}
+
+msl_inline float hc_sigmoid(float x) { return hc_reciprocal(1.0f + exp(-x)); }
+
+msl_inline float hc_sum(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+
+// Rows of the matrix, in one thread. All along it is rows_i · k_ij · columns_j: a step makes four sums and four
+// reciprocals, and only the next step waits for them.
+msl_inline void hc_sinkhorn(msl_thread float4 *k, uint iterations, float epsilon) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        const float4 v = k[i];
+        const float4 e = exp(v - max(max(v.x, v.y), max(v.z, v.w)));
+        k[i] = e * hc_reciprocal(hc_sum(e)) + epsilon;
+    }
+    float4 rows = float4(1.0f), columns;
+    const float4 down = (k[0] + k[1]) + (k[2] + k[3]);
+    #pragma unroll
+    for (ushort j = 0; j < 4; ++j) { columns[j] = hc_reciprocal(down[j] + epsilon); }
+    for (uint n = 1; n < iterations; ++n) {
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            rows[i] = rows[i] * hc_reciprocal(rows[i] * hc_sum(k[i] * columns) + epsilon);
+        }
+        const float4 sums = (k[0] * rows[0] + k[1] * rows[1]) + (k[2] * rows[2] + k[3] * rows[3]);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { columns[j] = columns[j] * hc_reciprocal(columns[j] * sums[j] + epsilon); }
+    }
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) { k[i] = k[i] * columns * rows[i]; }
+}
+
+// What the way out of a token needs, by one thread.
+msl_inline void hc_way_out(msl_device const float *mix, msl_device const float *scale, msl_device const float *base,
+                       msl_constant gpu_hc &p, msl_device float *post, msl_device float *comb) {
+    msl_device const float4 *quads = (msl_device const float4 *)mix;
+    const float post_scale = scale[1], comb_scale = scale[2];
+    float4 offset[5];
+    float4 v[5];
+    #pragma unroll
+    for (ushort i = 0; i < 5; ++i) {
+        offset[i] = ((msl_device const float4 *)base)[1 + i];
+        v[i] = quads[1 + i];
+    }
+    float squares = mix[HC_OUTPUTS];
+    #pragma unroll(1)
+    for (uint part = 1; part < p.parts; ++part) {
+        quads += HC_LINE(HC_OUTPUTS) / 4;
+        #pragma unroll
+        for (ushort i = 0; i < 5; ++i) { v[i] += quads[1 + i]; }
+        squares += quads[HC_OUTPUTS / 4].x;
+    }
+    const float inverse = reduce_rms(squares, 4 * p.dim, p.norm_epsilon);
+    #pragma unroll
+    for (ushort i = 0; i < 5; ++i) { v[i] = v[i] * inverse * (i == 0 ? post_scale : comb_scale) + offset[i]; }
+    for (ushort j = 0; j < 4; ++j) { v[0][j] = 2.0f * hc_sigmoid(v[0][j]); }
+    *(msl_device float4 *)post = v[0];
+    hc_sinkhorn(v + 1, p.iterations, p.epsilon);
+    for (ushort i = 0; i < 4; ++i) { ((msl_device float4 *)comb)[i] = v[1 + i]; }
+}
+
+msl_inline float4 hc_weighted(msl_device const float *streams, uint dim, float4 pre) {
+    return *(msl_device const float4 *)streams * pre.x + *(msl_device const float4 *)(streams + dim) * pre.y
+         + *(msl_device const float4 *)(streams + 2 * dim) * pre.z + *(msl_device const float4 *)(streams + 3 * dim) * pre.w;
+}
+
+// Σ pre_i · stream_i of a token, normed, by all threads of the threadgroup. Everything is loaded before
+// anything is used: the way from the mix to the last store is what a decoded token waits for.
+msl_inline void hc_collapse(msl_device const float *mix, uint outputs, msl_device const float *scale, msl_device const float *base,
+                        msl_device const float *streams, msl_device const float *norm, msl_device float *x, msl_constant gpu_hc &p,
+                        msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+    const uint dim = p.dim, part = lane / 8 < p.parts ? lane / 8 : 0;
+    // Lanes 8 · part … 8 · part + 3 have pre, the next one the squares.
+    float m = mix[part * HC_LINE(outputs) + ((lane & 4) != 0 ? outputs : lane & 3)];
+    const float pre_scale = scale[0], offset = base[lane & 3];
+    float4 s[2][4];
+    float4 w[2];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        const uint d = min(4u * (i * HC_THREADS + tid), dim - 4);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { s[i][j] = *(msl_device const float4 *)(streams + j * dim + d); }
+        w[i] = *(msl_device const float4 *)(norm + d);
+    }
+    if (p.parts > 1) {
+        m += simd_shuffle_xor(m, 8);
+        m += simd_shuffle_xor(m, 16);
+    }
+    const float inverse = reduce_rms(simd_shuffle(m, 4), 4 * dim, p.norm_epsilon);
+    const float own = hc_sigmoid(m * inverse * pre_scale + offset) + p.epsilon;
+    const float4 pre = float4(simd_shuffle(own, 0), simd_shuffle(own, 1), simd_shuffle(own, 2), simd_shuffle(own, 3));
+    float4 v[2];
     float sum = 0.0f;
     #pragma unroll
-    for (ushort i = 0; i < HC_MOST; ++i) {
-        const uint d = i * HC_THREADS + tid;
-        v[i] = 0.0f;
-        if (d < dim) {
-            v[i] = pre.x * streams[d] + pre.y * streams[dim + d] + pre.z * streams[2 * dim + d]
-                 + pre.w * streams[3 * dim + d];
-        }
-        sum += v[i] * v[i];
+    for (ushort i = 0; i < 2; ++i) {
+        v[i] = s[i][0] * pre.x + s[i][1] * pre.y + s[i][2] * pre.z + s[i][3] * pre.w;
+        sum += 4u * (i * HC_THREADS + tid) < dim ? dot(v[i], v[i]) : 0.0f;
     }
-    const float scale = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, epsilon);
+    // What is beyond the registers waits in x.
+    for (uint d = 4u * (2 * HC_THREADS + tid); d < dim; d += 4 * HC_THREADS) {
+        const float4 more = hc_weighted(streams + d, dim, pre);
+        sum += dot(more, more);
+        *(msl_device float4 *)(x + d) = more;
+    }
+    const float rms = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, p.input_epsilon);
     #pragma unroll
-    for (ushort i = 0; i < HC_MOST; ++i) {
-        const uint d = i * HC_THREADS + tid;
-        if (d < dim) { x[d] = v[i] * scale * norm[d]; }
+    for (ushort i = 0; i < 2; ++i) {
+        const uint d = 4u * (i * HC_THREADS + tid);
+        if (d < dim) { *(msl_device float4 *)(x + d) = v[i] * rms * w[i]; }
+    }
+    for (uint d = 4u * (2 * HC_THREADS + tid); d < dim; d += 4 * HC_THREADS) {
+        *(msl_device float4 *)(x + d) = *(msl_device float4 *)(x + d) * rms * *(msl_device const float4 *)(norm + d);
     }
 }
 
 [[max_total_threads_per_threadgroup(HC_THREADS)]]
-MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -2912,28 +3172,24 @@ MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * 
 
 {
     threadgroup_decl float partial[32];
-    const uint token = tg.y;
-    msl_device const float *m = mix + ulong(token) * 25;
-    const float inverse = reduce_rms(m[24], 4 * p.dim, p.norm_epsilon);
-    if (tg.x == 1) {
-        // What the way out needs, beside the way in.
-        if (sg != 0) { return; }
-        if (lane < 4) {
-            post[ulong(token) * 4 + lane] = 2.0f * hc_sigmoid(m[4 + lane] * inverse * scale[1] + base[4 + lane]);
-        }
-        const ushort e = lane & 15;
-        const float v = hc_sinkhorn(m[8 + e] * inverse * scale[2] + base[8 + e], p.iterations, p.epsilon);
-        if (lane < 16) { comb[ulong(token) * 16 + lane] = v; }
+    const ulong line = p.parts * HC_LINE(HC_OUTPUTS);
+    const uint outs = (p.n + HC_THREADS - 1) / HC_THREADS;
+    if (tg < outs) {
+        const ulong token = tg * HC_THREADS + tid;
+        if (token >= p.n) { return; }
+        post += token * 4;
+        comb += token * 16;
+        mix += token * line;
+        hc_way_out(mix, scale, base, p, post, comb);
         return;
     }
-    float4 pre;
-    for (ushort i = 0; i < 4; ++i) { pre[i] = hc_sigmoid(m[i] * inverse * scale[0] + base[i]) + p.epsilon; }
-    hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
+    const ulong token = tg - outs;
+    hc_collapse(mix + token * line, HC_OUTPUTS, scale, base, streams + token * 4 * p.dim, norm, x + token * p.dim, p,
                 partial, tid, sg, lane);
 }
 
 [[max_total_threads_per_threadgroup(HC_THREADS)]]
-MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, msl_constant gpu_hc & p, uint token, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, msl_constant gpu_hc & p, uint tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -2946,12 +3202,9 @@ MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * s
 
 {
     threadgroup_decl float partial[32];
-    msl_device const float *m = mix + ulong(token) * 5;
-    const float inverse = reduce_rms(m[4], 4 * p.dim, p.norm_epsilon);
-    float4 pre;
-    for (ushort i = 0; i < 4; ++i) { pre[i] = hc_sigmoid(m[i] * inverse * scale[0] + base[i]) + p.epsilon; }
-    hc_collapse(streams + ulong(token) * 4 * p.dim, pre, norm, x + ulong(token) * p.dim, p.dim, p.input_epsilon,
-                partial, tid, sg, lane);
+    const ulong token = tg;
+    hc_collapse(mix + token * p.parts * HC_LINE(4), 4, scale, base, streams + token * 4 * p.dim, norm, x + token * p.dim, p, partial,
+                   tid, sg, lane);
 }
 
 MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, msl_constant gpu_hc & p, uint2 i)
@@ -2963,12 +3216,12 @@ MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * po
 {
     if (i.x >= p.dim) { return; }
     msl_device float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
-    msl_device const float *c = comb + ulong(i.y) * 16;
+    // All loads first: one behind a store would wait for the one before.
+    msl_device const float4 *c = (msl_device const float4 *)(comb + ulong(i.y) * 16);
     const float s0 = s[0], s1 = s[p.dim], s2 = s[2 * p.dim], s3 = s[3 * p.dim], v = y[ulong(i.y) * p.dim + i.x];
-    for (ushort j = 0; j < 4; ++j) {
-        s[ulong(j) * p.dim] = post[ulong(i.y) * 4 + j] * v
-                            + (c[j] * s0 + c[4 + j] * s1 + c[8 + j] * s2 + c[12 + j] * s3);
-    }
+    const float4 c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], own = *(msl_device const float4 *)(post + ulong(i.y) * 4);
+    const float4 out = own * v + (c0 * s0 + c1 * s1 + c2 * s2 + c3 * s3);
+    for (ushort j = 0; j < 4; ++j) { s[ulong(j) * p.dim] = out[j]; }
 }
 
 #line 1 "indexer.metal"
@@ -2978,23 +3231,356 @@ MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * po
 //   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
 // score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
-// the `top` highest stay (ties: the lower row).
+// the `top` highest stay (ties: the lower row). A token that sees no more than `top` rows keeps them
+// all: its scores are not written.
 //
-// Grid       score: x blocks of INDEX_ROWS rows, y tokens; top-k: tokens
-// Precision  f32
+// Rows kept as FP4 go through the matrix units and lose nothing there: a code times a power of two is
+// exact in half when a row's (and a query head's) powers are counted from the highest of them, which is
+// put back in f32. Rows of other formats are multiplied one by one.
+//
+// Grid       score: x blocks of INDEX_ROWS rows (many tokens: INDEX_MANY_ROWS; not FP4: INDEX_PLAIN_ROWS),
+//            y tokens (many: groups of p.tokens); top-k: tokens
+// Precision  f32; products of FP4 rows with queries that were rounded to FP4 are exact
 // CPU twin   CKernels/indexer.c
 // Origin     ours
 
-#line 15 "indexer.metal"
+#line 21 "indexer.metal"
+#line 22 "indexer.metal"
 using namespace metal;
 
-#define INDEX_ROWS 64
-#define INDEX_HEADS 16
-#define INDEX_LANE 4  // float4 of a row that a lane holds: a quad of lanes shares a row in pieces
+#define INDEX_THREADS 256
+#define INDEX_DIM 128
+#define INDEX_WORDS (INDEX_DIM / 8)       // of codes in an FP4 row; one of scales follows
+#define INDEX_LD (INDEX_DIM + 8)          // of queries and rows in threadgroup memory, in halfs
+#define INDEX_ROWS 32
+#define INDEX_HEADS 64
+#define INDEX_MANY_ROWS 256
+#define INDEX_MANY_HEADS 32
+#define INDEX_STAGE_LD (INDEX_DIM / 4 + 8)
+#define INDEX_PLAIN_ROWS 64
+#define INDEX_PLAIN_HEADS 16
+#define INDEX_MEMORY ((INDEX_HEADS + INDEX_ROWS) * INDEX_LD / 8)  // uint4: the largest need of the three
 
-// A quad of lanes holds one row; heads stream through threadgroup memory.
-[[max_total_threads_per_threadgroup(INDEX_ROWS * 4)]]
-MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, msl_constant gpu_indexer & p, uint2 tg, ushort tid)
+// What a lane has of a tile_c: rows index_row and that + 8, of each four columns; index_add weighs these and
+// index_across sums what the lanes of a row have. index_join: c = c + d.
+#ifdef MSL_TILE_MMA
+msl_inline void index_join(msl_thread tile_c &c, msl_thread tile_c &d) {
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
+}
+msl_inline void index_add(msl_thread tile_c &c, msl_threadgroup const float *w, msl_thread float *sum, ushort lane) {
+    const ushort x = (lane & 3) * 2;
+    const float2 a = *(msl_threadgroup const float2 *)(w + x), b = *(msl_threadgroup const float2 *)(w + x + 8);
+    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
+    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
+}
+msl_inline ushort index_row(ushort lane) { return lane >> 2; }
+msl_inline bool index_is_first(ushort lane) { return (lane & 3) == 0; }
+msl_inline float index_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 2);
+}
+#else
+msl_inline void index_join(msl_thread tile_c &c, msl_thread tile_c &d) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
+        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
+    }
+}
+msl_inline void index_add(msl_thread tile_c &c, msl_threadgroup const float *w, msl_thread float *sum, ushort lane) {
+    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
+                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
+    }
+}
+msl_inline ushort index_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+msl_inline bool index_is_first(ushort lane) { return (lane & 9) == 0; }
+msl_inline float index_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 8);
+}
+#endif
+
+msl_inline uint index_most(uint scales) {
+    return max(max(scales & 255u, scales >> 8 & 255u), max(scales >> 16 & 255u, scales >> 24));
+}
+
+// 2^14 times the power of a block's scale over the row's: codes moved to half's place mean 2^-14 of
+// their value, subnormals included. What is 2^-28 of the row's highest power vanishes.
+msl_inline half2 index_factor(uint scale, uint most) {
+    const uint bits = scale + 29u > most ? (scale + 29u - most) << 10 : 0u;
+    return as_type<half2>(bits | bits << 16);
+}
+
+// Two codes of a byte as two halfs.
+msl_inline uint index_pair(uint byte, half2 factor) {
+    const uint bits = (byte & 7u) << 9 | (byte & 8u) << 12 | (byte & 0x70u) << 21 | (byte & 0x80u) << 24;
+    return as_type<uint>(as_type<half2>(bits) * factor);
+}
+
+msl_inline uint4 index_halfs(uint word, half2 factor) {
+    return uint4(index_pair(word & 255u, factor), index_pair(word >> 8 & 255u, factor),
+                 index_pair(word >> 16 & 255u, factor), index_pair(word >> 24, factor));
+}
+
+// A query head's highest power of two, such that neither it nor what is made of it leaves f32.
+msl_inline uint index_exponent(float most) { return clamp(as_type<uint>(most) >> 23, 16u, 254u); }
+
+// Values of the head between 256 and 512 at most; what that took is given to the head's weight.
+msl_inline half4 index_query(float4 v, uint exponent) { return half4(v * as_type<float>((262u - exponent) << 23)); }
+msl_inline float index_weight(float w, uint exponent) { return w * as_type<float>((exponent - 8u) << 23); }
+
+msl_inline float index_highest(float4 v) { return max(max(fabs(v.x), fabs(v.y)), max(fabs(v.z), fabs(v.w))); }
+
+// INDEX_ROWS rows of one token: simdgroup s multiplies sixteen of them, 16 · (s / 4) …, by heads 16 · (s % 4) ….
+msl_inline void index_few(msl_device const float *q, msl_device const float *w, msl_device const kv_page *pages, uint position,
+                      msl_device float *scores, msl_constant gpu_indexer &p, msl_threadgroup uint4 *memory,
+                      msl_threadgroup float *weights, msl_threadgroup float *powers, msl_threadgroup float *parts, uint block,
+                      ushort tid, ushort sg, ushort lane) {
+    msl_threadgroup half *queries = (msl_threadgroup half *)memory, *rows = queries + INDEX_HEADS * INDEX_LD;
+    const uint in_sight = (position + 1) / p.ratio, first = block * INDEX_ROWS;
+    if (first >= in_sight || in_sight <= p.top) { return; }
+    {
+        // Eight threads bring a row, two words each.
+        const uint row = first + tid / 8, piece = tid & 7;
+        uint scales = 0;
+        uint2 codes = uint2(0u);
+        if (row < in_sight) {
+            msl_device const uint *line = (msl_device const uint *)kv_row(pages, p.rows_per_page, p.format.bytes, row);
+            codes = uint2(line[2 * piece], line[2 * piece + 1]);
+            scales = line[INDEX_WORDS];
+        }
+        const uint most = index_most(scales);
+        const half2 factor = index_factor(scales >> (piece / 2 * 8) & 255u, most);
+        msl_threadgroup uint4 *to = (msl_threadgroup uint4 *)(rows + tid / 8 * INDEX_LD + piece * 16);
+        to[0] = index_halfs(codes.x, factor);
+        to[1] = index_halfs(codes.y, factor);
+        if (piece == 0) { powers[tid / 8] = kv_power(most) * p.scale; }
+    }
+    float sum[2] = {0.0f, 0.0f};
+    for (uint h0 = 0; h0 < p.heads; h0 += INDEX_HEADS) {
+        // Four threads bring a head.
+        const uint head = h0 + tid / 4, piece = tid & 3;
+        msl_device const float4 *line = (msl_device const float4 *)(q + ulong(min(head, p.heads - 1)) * INDEX_DIM);
+        float4 v[8];
+        float most = 0.0f;
+        #pragma unroll
+        for (ushort i = 0; i < 8; ++i) { v[i] = line[piece + 4 * i]; }
+        const float weight = head < p.heads ? w[head] : 0.0f;
+        #pragma unroll
+        for (ushort i = 0; i < 8; ++i) { most = max(most, index_highest(v[i])); }
+        most = max(most, simd_shuffle_xor(most, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        const uint exponent = index_exponent(most);
+        #pragma unroll
+        for (ushort i = 0; i < 8; ++i) {
+            *(msl_threadgroup half4 *)(queries + tid / 4 * INDEX_LD + (piece + 4 * i) * 4) = index_query(v[i], exponent);
+        }
+        if (piece == 0) { weights[tid / 4] = index_weight(weight, exponent); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        msl_threadgroup const half *mine = rows + sg / 4 * 16 * INDEX_LD, *heads = queries + sg % 4 * 16 * INDEX_LD;
+        tile_c c[2];
+        tile_zero(c[0]);
+        tile_zero(c[1]);
+        #pragma unroll
+        for (ushort k = 0; k < INDEX_DIM / 16; ++k) {
+            tile_a key;
+            tile_b query;
+            tile_load_a(key, mine + 16 * k, INDEX_LD, lane);
+            tile_load_bt(query, heads + 16 * k, INDEX_LD, lane);
+            // Two sums, so that products need not wait for each other.
+            tile_mma(c[k & 1], key, query);
+        }
+        index_join(c[0], c[1]);
+        index_add(c[0], weights + sg % 4 * 16, sum, lane);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    sum[0] = index_across(sum[0]);
+    sum[1] = index_across(sum[1]);
+    if (index_is_first(lane)) {
+        msl_threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + index_row(lane);
+        to[0] = sum[0];
+        to[8] = sum[1];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (tid < INDEX_ROWS && first + tid < in_sight) {
+        scores[first + tid] = (parts[tid] + parts[INDEX_ROWS + tid] + parts[2 * INDEX_ROWS + tid]
+                               + parts[3 * INDEX_ROWS + tid]) * powers[tid];
+    }
+}
+
+// One step's heads of a token on their way: eight threads bring one.
+struct index_fetch {
+    float4 v[4];
+    float weight;
+};
+
+msl_inline void index_load(msl_thread index_fetch &f, msl_device const float *q, msl_device const float *w, uint heads, uint h0,
+                       ushort tid) {
+    const uint head = h0 + tid / 8;
+    msl_device const float4 *line = (msl_device const float4 *)(q + ulong(min(head, heads - 1)) * INDEX_DIM) + (tid & 7);
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) { f.v[i] = line[8 * i]; }
+    f.weight = head < heads ? w[head] : 0.0f;
+}
+
+msl_inline void index_put(msl_thread index_fetch &f, msl_threadgroup half *queries, msl_threadgroup float *weights, ushort tid) {
+    float most = max(max(index_highest(f.v[0]), index_highest(f.v[1])), max(index_highest(f.v[2]), index_highest(f.v[3])));
+    most = max(most, simd_shuffle_xor(most, 1));
+    most = max(most, simd_shuffle_xor(most, 2));
+    most = max(most, simd_shuffle_xor(most, 4));
+    const uint exponent = index_exponent(most);
+    msl_threadgroup half *to = queries + tid / 8 * INDEX_LD + (tid & 7) * 4;
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) { *(msl_threadgroup half4 *)(to + 32 * i) = index_query(f.v[i], exponent); }
+    if ((tid & 7) == 0) { weights[tid / 8] = index_weight(f.weight, exponent); }
+}
+
+// INDEX_MANY_ROWS rows of up to p.tokens consecutive tokens: a simdgroup keeps 32 rows in registers, and the
+// tokens' heads come by, the next ones while these are multiplied.
+msl_inline void index_many(msl_device const float *q, msl_device const float *w, msl_device const kv_page *pages, uint position,
+                       uint tokens, msl_device float *scores, msl_constant gpu_indexer &p, msl_threadgroup uint4 *memory,
+                       msl_threadgroup float *weights, msl_threadgroup float *powers, uint block, ushort tid, ushort sg,
+                       ushort lane) {
+    msl_threadgroup half *queries = (msl_threadgroup half *)memory;
+    const uint first = block * INDEX_MANY_ROWS;
+    // The first token that sees the first row, and more rows than it keeps.
+    const uint enough = (max(first, p.top) + 1) * p.ratio;
+    uint token = enough > position + 1 ? enough - position - 1 : 0;
+    if (token >= tokens) { return; }
+    tile_a keys[2][INDEX_DIM / 16];
+    {
+        // Every thread brings a row; a simdgroup brings its own.
+        msl_threadgroup half *stage = (msl_threadgroup half *)memory + sg * 32 * INDEX_STAGE_LD;
+        uint codes[INDEX_WORDS];
+        uint scales = 0;
+        if (first + tid < (position + tokens) / p.ratio) {
+            msl_device const uint *line
+                = (msl_device const uint *)kv_row(pages, p.rows_per_page, p.format.bytes, first + tid);
+            #pragma unroll
+            for (ushort i = 0; i < INDEX_WORDS; ++i) { codes[i] = line[i]; }
+            scales = line[INDEX_WORDS];
+        } else {
+            #pragma unroll
+            for (ushort i = 0; i < INDEX_WORDS; ++i) { codes[i] = 0; }
+        }
+        const uint most = index_most(scales);
+        powers[tid] = kv_power(most) * p.scale;
+        msl_threadgroup uint4 *to = (msl_threadgroup uint4 *)(stage + lane * INDEX_STAGE_LD);
+        #pragma unroll
+        for (ushort b = 0; b < 4; ++b) {
+            const half2 factor = index_factor(scales >> (8 * b) & 255u, most);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { to[j] = index_halfs(codes[4 * b + j], factor); }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            #pragma unroll
+            for (ushort i = 0; i < 2; ++i) {
+                #pragma unroll
+                for (ushort k = 0; k < 2; ++k) {
+                    tile_load_a(keys[i][2 * b + k], stage + i * 16 * INDEX_STAGE_LD + 16 * k, INDEX_STAGE_LD, lane);
+                }
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    index_fetch fetch;
+    uint h0 = 0, slot = 0;
+    index_load(fetch, q + ulong(token) * p.heads * INDEX_DIM, w + ulong(token) * p.heads, p.heads, 0, tid);
+    index_put(fetch, queries, weights, tid);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float sum[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
+    while (token < tokens) {
+        const bool is_last = h0 + INDEX_MANY_HEADS >= p.heads;
+        const uint next_token = is_last ? token + 1 : token, next_h0 = is_last ? 0 : h0 + INDEX_MANY_HEADS;
+        if (next_token < tokens) {
+            index_load(fetch, q + ulong(next_token) * p.heads * INDEX_DIM, w + ulong(next_token) * p.heads, p.heads,
+                       next_h0, tid);
+        }
+        const uint in_sight = (position + token + 1) / p.ratio, row = first + sg * 32u;
+        if (row < in_sight) {
+            msl_threadgroup const half *heads = queries + slot * (INDEX_MANY_HEADS * INDEX_LD);
+            #pragma unroll
+            for (ushort j = 0; j < INDEX_MANY_HEADS / 16; ++j) {
+                tile_c c[2];
+                tile_zero(c[0]);
+                tile_zero(c[1]);
+                #pragma unroll
+                for (ushort k = 0; k < INDEX_DIM / 16; ++k) {
+                    tile_b query;
+                    tile_load_bt(query, heads + j * 16 * INDEX_LD + 16 * k, INDEX_LD, lane);
+                    tile_mma(c[0], keys[0][k], query);
+                    tile_mma(c[1], keys[1][k], query);
+                }
+                index_add(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
+                index_add(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
+            }
+            if (is_last) {
+                #pragma unroll
+                for (ushort i = 0; i < 4; ++i) {
+                    const float score = index_across(sum[i / 2][i & 1]);
+                    const uint at = 8 * i + index_row(lane);
+                    if (index_is_first(lane) && row + at < in_sight) {
+                        scores[ulong(token) * p.stride + row + at] = score * powers[sg * 32 + at];
+                    }
+                    sum[i / 2][i & 1] = 0.0f;
+                }
+            }
+        }
+        slot ^= 1u;
+        if (next_token < tokens) {
+            index_put(fetch, queries + slot * (INDEX_MANY_HEADS * INDEX_LD), weights + slot * INDEX_MANY_HEADS, tid);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        token = next_token;
+        h0 = next_h0;
+    }
+}
+
+// Rows of any format: a quad of lanes holds one, and heads stream through threadgroup memory.
+msl_inline void index_plain(msl_device const float *q, msl_device const float *w, msl_device const kv_page *pages, uint position,
+                        msl_device float *scores, msl_constant gpu_indexer &p, msl_threadgroup uint4 *memory, uint block,
+                        ushort tid) {
+    msl_threadgroup float4 *heads = (msl_threadgroup float4 *)memory;  // a piece of 128 values of each head
+    const uint in_sight = (position + 1) / p.ratio, dim = p.format.dim;
+    if (block * INDEX_PLAIN_ROWS >= in_sight || in_sight <= p.top) { return; }
+    const uint row = min(block * INDEX_PLAIN_ROWS + tid / 4, in_sight - 1);
+    const ushort quarter = tid & 3;
+    msl_device const uchar *line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
+    float score = 0.0f;
+    for (uint h0 = 0; h0 < p.heads; h0 += INDEX_PLAIN_HEADS) {
+        float dots[INDEX_PLAIN_HEADS];
+        #pragma unroll
+        for (ushort h = 0; h < INDEX_PLAIN_HEADS; ++h) { dots[h] = 0.0f; }
+        for (uint piece = 0; piece < dim; piece += 128) {
+            const uint quads = min(dim - piece, 128u) / 4;
+            for (uint i = tid; i < INDEX_PLAIN_HEADS * quads; i += INDEX_THREADS) {
+                const uint h = min(h0 + i / quads, p.heads - 1);
+                heads[i] = *(msl_device const float4 *)(q + ulong(h) * dim + piece + i % quads * 4);
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            for (uint i = quarter; i < quads; i += 4) {
+                const float4 k = kv_decode4(p.format, line, piece / 4 + i);
+                #pragma unroll
+                for (ushort h = 0; h < INDEX_PLAIN_HEADS; ++h) { dots[h] += dot(heads[h * quads + i], k); }
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+        }
+        #pragma unroll
+        for (ushort h = 0; h < INDEX_PLAIN_HEADS; ++h) {
+            float sum = dots[h] + simd_shuffle_xor(dots[h], 1);
+            sum += simd_shuffle_xor(sum, 2);
+            if (h0 + h < p.heads) { score += w[h0 + h] * max(sum, 0.0f); }
+        }
+    }
+    if (quarter == 0 && block * INDEX_PLAIN_ROWS + tid / 4 < in_sight) { scores[row] = score * p.scale; }
+}
+
+// As many threads as half the registers of a multiprocessor serve: two threadgroups then fit one.
+[[max_total_threads_per_threadgroup(2 * INDEX_THREADS)]]
+MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, msl_constant gpu_indexer & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
 
 
 
@@ -3003,40 +3589,23 @@ MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float
 
 
 {
-    threadgroup_decl float4 heads[INDEX_HEADS * 32];  // a piece of 128 values of INDEX_HEADS queries
-    const uint in_sight = uint(positions[tg.y] + 1) / p.ratio, dim = p.format.dim;
-    if (tg.x * INDEX_ROWS >= in_sight) { return; }
-    const uint row = min(tg.x * INDEX_ROWS + tid / 4, in_sight - 1);
-    const ushort quarter = tid & 3;
-    msl_device const kv_page *pages = kv_line(sessions, p.table_stride, tg.y) + 1;
-    msl_device const uchar *line = kv_row(pages, p.rows_per_page, p.format.bytes, row);
-    float score = 0.0f;
-    for (uint h0 = 0; h0 < p.heads; h0 += INDEX_HEADS) {
-        float dots[INDEX_HEADS];
-        #pragma unroll
-        for (ushort h = 0; h < INDEX_HEADS; ++h) { dots[h] = 0.0f; }
-        for (uint piece = 0; piece < dim; piece += 128) {
-            const uint quads = min(dim - piece, 128u) / 4;
-            for (uint i = tid; i < INDEX_HEADS * quads; i += INDEX_ROWS * 4) {
-                const uint h = min(h0 + i / quads, p.heads - 1);
-                heads[i] = *(msl_device const float4 *)(q + (ulong(tg.y) * p.heads + h) * dim + piece + i % quads * 4);
-            }
-            threadgroup_barrier(mem_flags::mem_threadgroup);
-            for (uint i = quarter; i < quads; i += 4) {
-                const float4 k = kv_decode4(p.format, line, piece / 4 + i);
-                #pragma unroll
-                for (ushort h = 0; h < INDEX_HEADS; ++h) { dots[h] += dot(heads[h * quads + i], k); }
-            }
-            threadgroup_barrier(mem_flags::mem_threadgroup);
-        }
-        #pragma unroll
-        for (ushort h = 0; h < INDEX_HEADS; ++h) {
-            float sum = dots[h] + simd_shuffle_xor(dots[h], 1);
-            sum += simd_shuffle_xor(sum, 2);
-            if (h0 + h < p.heads) { score += w[ulong(tg.y) * p.heads + h0 + h] * max(sum, 0.0f); }
-        }
+    threadgroup_decl uint4 memory[INDEX_MEMORY];
+    threadgroup_decl float weights[INDEX_HEADS];
+    threadgroup_decl float powers[INDEX_MANY_ROWS];
+    threadgroup_decl float parts[4 * INDEX_ROWS];
+    const uint token = p.tokens == 0u ? tg.y : tg.y * p.tokens, position = uint(positions[token]);
+    msl_device const kv_page *pages = kv_line(sessions, p.table_stride, token) + 1;
+    q += ulong(token) * p.heads * p.format.dim;
+    w += ulong(token) * p.heads;
+    scores += ulong(token) * p.stride;
+    if (p.tokens != 0u) {
+        index_many(q, w, pages, position, min(p.tokens, p.n - token), scores, p, memory, weights, powers, tg.x, tid, sg,
+                   lane);
+    } else if (p.format.kind == GPU_ROW_FP4 && p.format.dim == INDEX_DIM) {
+        index_few(q, w, pages, position, scores, p, memory, weights, powers, parts, tg.x, tid, sg, lane);
+    } else {
+        index_plain(q, w, pages, position, scores, p, memory, tg.x, tid);
     }
-    if (quarter == 0 && tg.x * INDEX_ROWS + tid / 4 < in_sight) { scores[ulong(tg.y) * p.stride + row] = score * p.scale; }
 }
 
 #define TOP_THREADS 1024
@@ -3606,21 +4175,26 @@ MSL_KERNEL void matmul_experts(msl_device const uchar * w, msl_device const floa
 }
 
 #line 1 "matvec_int8.metal"
-// matvec_int8.metal — matrices × one token, its activations as 16-bit integers.
+// matvec_int8.metal — matrices × a few tokens, their activations as 16-bit integers.
 //
-//   matvec_int8   up to 8 matrices of Q8_0 planes, F16 or F32   -> y [rows] each
+//   matvec_int8        up to 8 matrices of Q8_0 planes, F16 or F32 × one token   -> y [rows] each
+//   matvec_int8_many   the same × 2 to 8 tokens                                  -> y [n, rows] each
 //
 // A threadgroup makes integers of x, then a simdgroup keeps a slice of 1,024 in registers, 32 a lane, and
 // lets rows pass by, four at a time. The simdgroups of a threadgroup share the slices of one row, and what slices are left, rows.
-// For F16 and F32 the slice stays f32.
+// For F16 and F32 the slice stays f32. With several tokens all simdgroups work on one slice of all tokens
+// after the other, so that weights are read once.
 //
 // Grid       x row tiles over all jobs (first_tile, tile_rows)
 // Arguments  gpu_matvec in kernel_args.h
 // CPU twin   CKernels/matmul.c
 // Origin     ours
 
-#line 15 "matvec_int8.metal"
+#line 17 "matvec_int8.metal"
 using namespace metal;
+
+#define MSL_BLOCKS_matvec_int8_many 3
+#define MSL_BLOCKS_matvec_int8 3  // threadgroups on a multiprocessor at once (CUDA)
 
 #define INT8_SIMDGROUPS (INT8_THREADS / 32)
 #define INT8_SLICE 1024u
@@ -3632,51 +4206,44 @@ struct int8_rows_q8 {
     float d[4][2];
 };
 
+// Past the last column the slice's first one is read; its activations are zeros. Rows past the end, four at a
+// time, are the last ones again.
 msl_inline void int8_load_q8(msl_device const uchar *w, ulong plane, uint row, uint rows, uint columns, uint k0, ushort lane,
                          msl_thread int8_rows_q8 &out) {
+    const ulong line = min(row, rows - 4);
     #pragma unroll
-    for (ushort r = 0; r < 4; ++r) {
-        const ulong line = min(row + r, rows - 1);
+    for (ushort p = 0; p < 2; ++p) {
+        const uint at = k0 + 512u * p + 16u * lane, k = at < columns ? at : 0u;
+        msl_device const uchar *quants = w + line * columns + k, *scales = w + plane + (line * columns + k) / 32 * 2;
         #pragma unroll
-        for (ushort p = 0; p < 2; ++p) {
-            // Past the end the first piece is read again; its activations are zeros.
-            const uint at = k0 + 512u * p + 16u * lane, k = at < columns ? at : 0u;
-            out.q[r][p] = *(msl_device const uint4 *)(w + line * columns + k);
-            out.d[r][p] = quant_half(w + plane + (line * (columns / 32) + k / 32) * 2);
+        for (ushort r = 0; r < 4; ++r) {
+            out.q[r][p] = *(msl_device const uint4 *)(quants + r * columns);
+            out.d[r][p] = quant_half(scales + r * (columns / 16));
         }
     }
 }
 
-// Columns in pieces of 32·V, V a lane: those of F16 (8) and F32 (4).
-template <uint T> msl_inline ushort int8_float_columns() { return T == GPU_F16 ? 8 : 4; }
-
-template <uint T>
-msl_inline void int8_load_floats(msl_device const float *x, uint columns, uint k0, ushort lane, msl_thread float4 *a) {
-    const ushort v = int8_float_columns<T>();
-    #pragma unroll
-    for (ushort p = 0; p < 32 / v; ++p) {
-        const uint k = k0 + 32u * v * p + uint(v) * lane;
-        #pragma unroll
-        for (ushort i = 0; i < v / 4; ++i) {
-            a[p * (v / 4) + i] = k < columns ? *(msl_device const float4 *)(x + k + 4 * i) : float4(0.0f);
-        }
-    }
-}
-
+// The lane's parts of four rows of F16 or F32, of 1,024 columns from k0 on; x comes from the cache every time.
 template <uint T>
 msl_inline void int8_rows_float(msl_device const uchar *w, uint row, uint rows, uint columns, uint k0, ushort lane,
-                            msl_thread const float4 *a, msl_thread float *sums) {
-    const ushort v = int8_float_columns<T>();
+                            msl_device const float *x, msl_thread float *sums) {
+    const ushort v = T == GPU_F16 ? 8 : 4;  // columns in 16 bytes
+    const uint line = columns * (T == GPU_F16 ? 2 : 4);
+    msl_device const uchar *from = w + ulong(min(row, rows - 4)) * line;
     #pragma unroll
     for (ushort r = 0; r < 4; ++r) { sums[r] = 0.0f; }
-    #pragma unroll
+    #pragma unroll(2)
     for (ushort p = 0; p < 32 / v; ++p) {
         const uint at = k0 + 32u * v * p + uint(v) * lane, k = at < columns ? at : 0u;
         uint4 q[4];
+        float4 a[2];
         #pragma unroll
         for (ushort r = 0; r < 4; ++r) {
-            const ulong line = min(row + r, rows - 1);
-            q[r] = *(msl_device const uint4 *)(w + (line * columns + k) * (T == GPU_F16 ? 2 : 4));
+            q[r] = *(msl_device const uint4 *)(from + r * line + k * (T == GPU_F16 ? 2 : 4));
+        }
+        #pragma unroll
+        for (ushort i = 0; i < v / 4; ++i) {
+            a[i] = at < columns ? *(msl_device const float4 *)(x + k + 4 * i) : float4(0.0f);
         }
         #pragma unroll
         for (ushort r = 0; r < 4; ++r) {
@@ -3686,10 +4253,10 @@ msl_inline void int8_rows_float(msl_device const uchar *w, uint row, uint rows, 
                     const uint l = q[r][2 * i], h = q[r][2 * i + 1];
                     sums[r] += dot(float4(float(as_type<half>(ushort(l & 0xffffu))), float(as_type<half>(ushort(l >> 16))),
                                           float(as_type<half>(ushort(h & 0xffffu))), float(as_type<half>(ushort(h >> 16)))),
-                                   a[2 * p + i]);
+                                   a[i]);
                 }
             } else {
-                sums[r] += dot(as_type<float4>(q[r]), a[p]);
+                sums[r] += dot(as_type<float4>(q[r]), a[0]);
             }
         }
     }
@@ -3702,8 +4269,8 @@ msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_j
     for (uint base = 0; base < columns; base += INT8_COLUMNS) {
         const uint k0 = base + slice * INT8_SLICE;
         // The first rows are under way while activations are made.
-        int8_rows_q8 next;
-        int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, next);
+        int8_rows_q8 now;
+        int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(x, columns, base, least, memory, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -3718,8 +4285,6 @@ msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_j
         }
         #pragma unroll(1)
         for (uint r = 0; r < count; r += 4) {
-            const int8_rows_q8 now = next;
-            if (r + 4 < count) { int8_load_q8(w, job.plane, first_row + r + 4, job.rows, columns, k0, lane, next); }
             float sums[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
@@ -3735,6 +4300,7 @@ msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_j
                     sums[i] += float(hi * 256 + lo) * (now.d[i][p] * scale[p]);
                 }
             }
+            if (r + 4 < count) { int8_load_q8(w, job.plane, first_row + r + 4, job.rows, columns, k0, lane, now); }
             const float sum = int8_reduce4(sums, lane);
             if (lane < 4) { out[r + lane] = base == 0 ? sum : out[r + lane] + sum; }
         }
@@ -3747,16 +4313,21 @@ msl_inline void int8_job_float(msl_device const uchar *w, msl_constant gpu_matri
     const uint columns = job.columns;
     for (uint base = 0; base < columns; base += job.slices * INT8_SLICE) {
         const uint k0 = base + slice * INT8_SLICE;
-        float4 a[8];
-        int8_load_floats<T>(x, columns, k0, lane, a);
         #pragma unroll(1)
         for (uint r = 0; r < count; r += 4) {
             float sums[4];
-            int8_rows_float<T>(w, first_row + r, job.rows, columns, k0, lane, a, sums);
+            int8_rows_float<T>(w, first_row + r, job.rows, columns, k0, lane, x, sums);
             const float sum = int8_reduce4(sums, lane);
             if (lane < 4) { out[r + lane] = base == 0 ? sum : out[r + lane] + sum; }
         }
     }
+}
+
+// Which job a tile belongs to, and its weights.
+msl_inline uint int8_find(msl_constant gpu_matvec &p, uint tile) {
+    uint j = 0;
+    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
+    return j;
 }
 
 [[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
@@ -3778,8 +4349,7 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
 {
     threadgroup_decl float parts[INT8_MOST_PARTS];
     threadgroup_decl int8_x memory;
-    uint j = 0;
-    while (j + 1u < p.jobs && tg >= p.job[j + 1u].first_tile) { j += 1u; }
+    const uint j = int8_find(p, tg);
     msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
                                    : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
     const uint rows = p.job[j].tile_rows, slices = p.job[j].slices, row = (tg - p.job[j].first_tile) * rows;
@@ -3797,6 +4367,149 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
         float sum = parts[tid];
         for (uint s = 1; s < slices; ++s) { sum += parts[s * rows + tid]; }
         y[p.job[j].out + row + tid] = sum;
+    }
+}
+
+// ---------------------------------------------------------------- several tokens
+
+#define INT8_TOKENS 8u
+#define INT8_MANY_ROWS 64u  // of a tile, at most
+
+// Rows first … first + count of this simdgroup, `out` [row][INT8_TOKENS].
+msl_inline void int8_many_q8(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint ldx, uint n,
+                         uint first, uint count, msl_threadgroup int8_x &memory, ushort tid, ushort lane,
+                         msl_threadgroup float *out) {
+    const uint columns = job.columns;
+    for (uint k0 = 0; k0 < columns; k0 += INT8_SLICE) {
+        int8_rows_q8 now;
+        int8_load_q8(w, job.plane, first, job.rows, columns, k0, lane, now);
+        if (k0 > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
+        // A slice of every token behind one another, in turn of 256 threads with four columns each.
+        int8_quantize_tokens(x, ldx, columns, k0, n, memory, tid);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll(1)
+        for (uint r = 0; r < count; r += 4) {
+            #pragma unroll(1)
+            for (uint t = 0; t < n; ++t) {
+                float sums[4];
+                #pragma unroll
+                for (ushort i = 0; i < 4; ++i) { sums[i] = 0.0f; }
+                #pragma unroll
+                for (ushort p = 0; p < 2; ++p) {
+                    const uint c = t * INT8_SLICE + 512u * p + 16u * lane;
+                    uint high[4];
+                    uint low[4];
+                    int8_take16(memory, c, high, low);
+                    const float scale = memory.scale[c / 32];
+                    #pragma unroll
+                    for (ushort i = 0; i < 4; ++i) {
+                        int hi = 0, lo = 0;
+                        #pragma unroll
+                        for (ushort e = 0; e < 4; ++e) {
+                            hi = int8_dot_high(now.q[i][p][e], high[e], hi);
+                            lo = int8_dot_low(now.q[i][p][e], low[e], lo);
+                        }
+                        sums[i] += float(hi * 256 + lo) * (now.d[i][p] * scale);
+                    }
+                }
+                const float sum = int8_reduce4(sums, lane);
+                msl_threadgroup float *part = out + (r + lane % 4) * INT8_TOKENS + t;
+                if (lane < 4) { *part = k0 == 0 ? sum : *part + sum; }
+            }
+            if (r + 4 < count) { int8_load_q8(w, job.plane, first + r + 4, job.rows, columns, k0, lane, now); }
+        }
+    }
+}
+
+template <uint T>
+msl_inline void int8_many_float(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint ldx, uint n,
+                            uint first, uint count, ushort lane, msl_threadgroup float *out) {
+    const ushort v = T == GPU_F16 ? 8 : 4;  // columns in 16 bytes
+    const uint columns = job.columns, line = columns * (T == GPU_F16 ? 2 : 4);
+    #pragma unroll(1)
+    for (uint r = 0; r < count; r += 4) {
+        msl_device const uchar *from = w + ulong(min(first + r, job.rows - 4)) * line;
+        float sums[INT8_TOKENS][4];
+        #pragma unroll
+        for (ushort t = 0; t < INT8_TOKENS; ++t) {
+            #pragma unroll
+            for (ushort i = 0; i < 4; ++i) { sums[t][i] = 0.0f; }
+        }
+        #pragma unroll(2)
+        for (uint k0 = 0; k0 < columns; k0 += 32u * v) {
+            const uint at = k0 + uint(v) * lane, k = at < columns ? at : 0u;
+            float4 b[4][2];
+            #pragma unroll
+            for (ushort i = 0; i < 4; ++i) {
+                const uint4 q = *(msl_device const uint4 *)(from + i * line + k * (T == GPU_F16 ? 2 : 4));
+                if (T == GPU_F16) {
+                    #pragma unroll
+                    for (ushort e = 0; e < 2; ++e) {
+                        b[i][e] = float4(float(as_type<half>(ushort(q[2 * e] & 0xffffu))), float(as_type<half>(ushort(q[2 * e] >> 16))),
+                                         float(as_type<half>(ushort(q[2 * e + 1] & 0xffffu))),
+                                         float(as_type<half>(ushort(q[2 * e + 1] >> 16))));
+                    }
+                } else {
+                    b[i][0] = as_type<float4>(q);
+                }
+            }
+            #pragma unroll
+            for (ushort t = 0; t < INT8_TOKENS; ++t) {
+                if (t < n) {
+                    #pragma unroll
+                    for (ushort e = 0; e < v / 4; ++e) {
+                        const float4 a = at < columns ? *(msl_device const float4 *)(x + ulong(t) * ldx + k + 4 * e) : float4(0.0f);
+                        #pragma unroll
+                        for (ushort i = 0; i < 4; ++i) { sums[t][i] += dot(b[i][e], a); }
+                    }
+                }
+            }
+        }
+        #pragma unroll
+        for (ushort t = 0; t < INT8_TOKENS; ++t) {
+            if (t < n) {
+                const float sum = int8_reduce4(sums[t], lane);
+                if (lane < 4) { out[(r + lane) * INT8_TOKENS + t] = sum; }
+            }
+        }
+    }
+}
+
+[[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
+MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float parts[INT8_MANY_ROWS * INT8_TOKENS];
+    threadgroup_decl int8_x memory;
+    const uint j = int8_find(p, tg);
+    msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
+                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint rows = p.job[j].tile_rows, row = (tg - p.job[j].first_tile) * rows;
+    const uint count = rows / INT8_SIMDGROUPS, first = sg * count;
+    msl_device const float *from = x + ulong(row / p.job[j].group_rows) * p.job[j].columns;
+    msl_threadgroup float *out = parts + first * INT8_TOKENS;
+    switch (p.job[j].type) {
+    case GPU_F32: int8_many_float<GPU_F32>(w, p.job[j], from, p.ldx, p.n, row + first, count, lane, out); break;
+    case GPU_F16: int8_many_float<GPU_F16>(w, p.job[j], from, p.ldx, p.n, row + first, count, lane, out); break;
+    default: int8_many_q8(w, p.job[j], from, p.ldx, p.n, row + first, count, memory, tid, lane, out);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = tid; i < rows * p.n; i += INT8_THREADS) {
+        const uint t = i / rows, r = i % rows;
+        if (row + r < p.job[j].rows) { y[p.job[j].out + ulong(t) * p.job[j].rows + row + r] = parts[r * INT8_TOKENS + t]; }
     }
 }
 
@@ -4050,122 +4763,254 @@ MSL_KERNEL void sampling_scan(msl_device const float * logits, msl_device const 
 }
 
 #if !defined(MSL_SOME) || defined(MSL_WITH_attention_split)
-extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32) msl_attention_split(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_split(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_attention_split
+#define MSL_BLOCKS_attention_split 1
+#endif
+extern "C" __global__ void __launch_bounds__(ATT_SIMDGROUPS * 32, MSL_BLOCKS_attention_split) msl_attention_split(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_split(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_attention_tiles)
-extern "C" __global__ void __launch_bounds__(256) msl_attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_tiles(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_attention_tiles
+#define MSL_BLOCKS_attention_tiles 1
+#endif
+extern "C" __global__ void __launch_bounds__(256, MSL_BLOCKS_attention_tiles) msl_attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_tiles(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_attention_merge)
-extern "C" __global__ void __launch_bounds__(MERGE_THREADS) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_merge(parts, sums, sinks, table, rows_here, positions, out, sessions, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#ifndef MSL_BLOCKS_attention_merge
+#define MSL_BLOCKS_attention_merge 1
+#endif
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS, MSL_BLOCKS_attention_merge) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_merge(parts, sums, sinks, table, rows_here, positions, out, sessions, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_compressor_step)
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_step(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_compressor_step
+#define MSL_BLOCKS_compressor_step 1
+#endif
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, MSL_BLOCKS_compressor_step) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_step(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_compressor_rows)
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_rows(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_compressor_rows
+#define MSL_BLOCKS_compressor_rows 1
+#endif
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, MSL_BLOCKS_compressor_rows) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_rows(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_compressor_state)
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_state(kv, gate, bias, positions, sessions, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_compressor_state
+#define MSL_BLOCKS_compressor_state 1
+#endif
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, MSL_BLOCKS_compressor_state) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_state(kv, gate, bias, positions, sessions, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_copy_many)
-extern "C" __global__ void __launch_bounds__(256) msl_copy_many(const __grid_constant__ copy_jobs p) { MSL_ENTER copy_many(p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#ifndef MSL_BLOCKS_copy_many
+#define MSL_BLOCKS_copy_many 1
+#endif
+extern "C" __global__ void __launch_bounds__(256, MSL_BLOCKS_copy_many) msl_copy_many(const __grid_constant__ copy_jobs p) { MSL_ENTER copy_many(p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_gate_up)
-extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_gate_up(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_experts_gate_up
+#define MSL_BLOCKS_experts_gate_up 1
+#endif
+extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32, MSL_BLOCKS_experts_gate_up) msl_experts_gate_up(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_gate_up(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_down)
-extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_experts_down
+#define MSL_BLOCKS_experts_down 1
+#endif
+extern "C" __global__ void __launch_bounds__(EXPERT_SIMDGROUPS * 32, MSL_BLOCKS_experts_down) msl_experts_down(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_down(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_sort)
-extern "C" __global__ void __launch_bounds__(SORT_THREADS) msl_experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_sort(ids, order, place, tiles, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_experts_sort
+#define MSL_BLOCKS_experts_sort 1
+#endif
+extern "C" __global__ void __launch_bounds__(SORT_THREADS, MSL_BLOCKS_experts_sort) msl_experts_sort(msl_device const int * ids, msl_device uint * order, msl_device uint * place, msl_device uint4 * tiles, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_sort(ids, order, place, tiles, p, msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_swiglu)
-extern "C" __global__ void __launch_bounds__(1024) msl_experts_swiglu(msl_device float * gate, msl_device const float * up, msl_device const uint * order, msl_device const float * weights, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_swiglu(gate, up, order, weights, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_experts_swiglu
+#define MSL_BLOCKS_experts_swiglu 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_experts_swiglu) msl_experts_swiglu(msl_device float * gate, msl_device const float * up, msl_device const uint * order, msl_device const float * weights, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_swiglu(gate, up, order, weights, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_shared_swiglu)
-extern "C" __global__ void __launch_bounds__(1024) msl_shared_swiglu(msl_device float * gate, msl_device const float * up, const __grid_constant__ gpu_experts p) { MSL_ENTER shared_swiglu(gate, up, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_shared_swiglu
+#define MSL_BLOCKS_shared_swiglu 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_shared_swiglu) msl_shared_swiglu(msl_device float * gate, msl_device const float * up, const __grid_constant__ gpu_experts p) { MSL_ENTER shared_swiglu(gate, up, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_sum)
-extern "C" __global__ void __launch_bounds__(1024) msl_experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_sum(parts, place, y, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_experts_sum
+#define MSL_BLOCKS_experts_sum 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_experts_sum) msl_experts_sum(msl_device const float * parts, msl_device const uint * place, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_sum(parts, place, y, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_gate_up_int8)
-extern "C" __global__ void __launch_bounds__(INT8_THREADS) msl_experts_gate_up_int8(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_gate_up_int8(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_experts_gate_up_int8
+#define MSL_BLOCKS_experts_gate_up_int8 1
+#endif
+extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_experts_gate_up_int8) msl_experts_gate_up_int8(msl_device const uchar * gate, msl_device const uchar * up, msl_device const float * x, msl_device const int * ids, msl_device const float * weights, msl_device const float * shared_gate, msl_device const float * shared_up, msl_device float * h, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_gate_up_int8(gate, up, x, ids, weights, shared_gate, shared_up, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_experts_down_int8)
-extern "C" __global__ void __launch_bounds__(INT8_THREADS) msl_experts_down_int8(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_down_int8(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_experts_down_int8
+#define MSL_BLOCKS_experts_down_int8 1
+#endif
+extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_experts_down_int8) msl_experts_down_int8(msl_device const uchar * down, msl_device const uchar * shared_down, msl_device const float * h, msl_device const int * ids, msl_device float * y, const __grid_constant__ gpu_experts p) { MSL_ENTER experts_down_int8(down, shared_down, h, ids, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_spread)
-extern "C" __global__ void __launch_bounds__(1024) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_hc_spread
+#define MSL_BLOCKS_hc_spread 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_hc_spread) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix)
-extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_hc_mix
+#define MSL_BLOCKS_hc_mix 1
+#endif
+extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS, MSL_BLOCKS_hc_mix) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix_many)
+#ifndef MSL_BLOCKS_hc_mix_many
+#define MSL_BLOCKS_hc_mix_many 1
+#endif
+extern "C" __global__ void __launch_bounds__(HC_MANY_THREADS, MSL_BLOCKS_hc_mix_many) msl_hc_mix_many(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix_many(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_enter)
-extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_hc_enter
+#define MSL_BLOCKS_hc_enter 1
+#endif
+extern "C" __global__ void __launch_bounds__(HC_THREADS, MSL_BLOCKS_hc_enter) msl_hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_enter(mix, scale, base, streams, norm, post, comb, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_head)
-extern "C" __global__ void __launch_bounds__(HC_THREADS) msl_hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_head(mix, scale, base, streams, norm, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_hc_head
+#define MSL_BLOCKS_hc_head 1
+#endif
+extern "C" __global__ void __launch_bounds__(HC_THREADS, MSL_BLOCKS_hc_head) msl_hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_head(mix, scale, base, streams, norm, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_leave)
-extern "C" __global__ void __launch_bounds__(1024) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_leave(y, post, comb, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_hc_leave
+#define MSL_BLOCKS_hc_leave 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_hc_leave) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device float * streams, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_leave(y, post, comb, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_indexer_score)
-extern "C" __global__ void __launch_bounds__(INDEX_ROWS * 4) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { MSL_ENTER indexer_score(q, w, sessions, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#ifndef MSL_BLOCKS_indexer_score
+#define MSL_BLOCKS_indexer_score 1
+#endif
+extern "C" __global__ void __launch_bounds__(2 * INDEX_THREADS, MSL_BLOCKS_indexer_score) msl_indexer_score(msl_device const float * q, msl_device const float * w, msl_device const kv_page * sessions, msl_device const int * positions, msl_device float * scores, const __grid_constant__ gpu_indexer p) { MSL_ENTER indexer_score(q, w, sessions, positions, scores, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_indexer_top_k)
-extern "C" __global__ void __launch_bounds__(TOP_THREADS) msl_indexer_top_k(msl_device const float * scores, msl_device const int * positions, msl_device int * selected, msl_device int * counts, const __grid_constant__ gpu_indexer p) { MSL_ENTER indexer_top_k(scores, positions, selected, counts, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_indexer_top_k
+#define MSL_BLOCKS_indexer_top_k 1
+#endif
+extern "C" __global__ void __launch_bounds__(TOP_THREADS, MSL_BLOCKS_indexer_top_k) msl_indexer_top_k(msl_device const float * scores, msl_device const int * positions, msl_device int * selected, msl_device int * counts, const __grid_constant__ gpu_indexer p) { MSL_ENTER indexer_top_k(scores, positions, selected, counts, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_kv_key_rows)
-extern "C" __global__ void __launch_bounds__(32) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { MSL_ENTER kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_kv_key_rows
+#define MSL_BLOCKS_kv_key_rows 1
+#endif
+extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_kv_key_rows) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { MSL_ENTER kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_kv_index_queries)
-extern "C" __global__ void __launch_bounds__(32) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { MSL_ENTER kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_kv_index_queries
+#define MSL_BLOCKS_kv_index_queries 1
+#endif
+extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_kv_index_queries) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { MSL_ENTER kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_common)
-extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_common(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_common(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_matvec_common
+#define MSL_BLOCKS_matvec_common 1
+#endif
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32, MSL_BLOCKS_matvec_common) msl_matvec_common(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_common(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_1)
-extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_1(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_matvec_1
+#define MSL_BLOCKS_matvec_1 1
+#endif
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32, MSL_BLOCKS_matvec_1) msl_matvec_1(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_1(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_4)
-extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32) msl_matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_4(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_matvec_4
+#define MSL_BLOCKS_matvec_4 1
+#endif
+extern "C" __global__ void __launch_bounds__(MATVEC_SIMDGROUPS * 32, MSL_BLOCKS_matvec_4) msl_matvec_4(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_4(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matmul_embed)
-extern "C" __global__ void __launch_bounds__(256) msl_matmul_embed(msl_device const uchar * table, msl_device const int * tokens, msl_device float * x, const __grid_constant__ gpu_embed p) { MSL_ENTER matmul_embed(table, tokens, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
+#ifndef MSL_BLOCKS_matmul_embed
+#define MSL_BLOCKS_matmul_embed 1
+#endif
+extern "C" __global__ void __launch_bounds__(256, MSL_BLOCKS_matmul_embed) msl_matmul_embed(msl_device const uchar * table, msl_device const int * tokens, msl_device float * x, const __grid_constant__ gpu_embed p) { MSL_ENTER matmul_embed(table, tokens, x, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_q8_0)
-extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_q8_0(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_quant_repack_q8_0
+#define MSL_BLOCKS_quant_repack_q8_0 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_quant_repack_q8_0) msl_quant_repack_q8_0(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_q8_0(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_q2_k)
-extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_q2_k(msl_device const uint * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_q2_k(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_quant_repack_q2_k
+#define MSL_BLOCKS_quant_repack_q2_k 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_quant_repack_q2_k) msl_quant_repack_q2_k(msl_device const uint * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_q2_k(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_quant_repack_iq2_xxs)
-extern "C" __global__ void __launch_bounds__(1024) msl_quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_iq2_xxs(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_quant_repack_iq2_xxs
+#define MSL_BLOCKS_quant_repack_iq2_xxs 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_quant_repack_iq2_xxs) msl_quant_repack_iq2_xxs(msl_device const ushort * blocks, msl_device uchar * planes, const __grid_constant__ gpu_repack p) { MSL_ENTER quant_repack_iq2_xxs(blocks, planes, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matmul_tile)
-extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_tile(msl_device const uchar * w, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matmul p) { MSL_ENTER matmul_tile(w, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_matmul_tile
+#define MSL_BLOCKS_matmul_tile 1
+#endif
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, MSL_BLOCKS_matmul_tile) msl_matmul_tile(msl_device const uchar * w, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matmul p) { MSL_ENTER matmul_tile(w, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matmul_experts)
-extern "C" __global__ void __launch_bounds__(TILE_THREADS) msl_matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, const __grid_constant__ gpu_matmul p) { MSL_ENTER matmul_experts(w, x, y, tiles, order, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_matmul_experts
+#define MSL_BLOCKS_matmul_experts 1
+#endif
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, MSL_BLOCKS_matmul_experts) msl_matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, const __grid_constant__ gpu_matmul p) { MSL_ENTER matmul_experts(w, x, y, tiles, order, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_int8)
-extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32) msl_matvec_int8(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_matvec_int8
+#define MSL_BLOCKS_matvec_int8 1
+#endif
+extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32, MSL_BLOCKS_matvec_int8) msl_matvec_int8(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matvec_int8_many)
+#ifndef MSL_BLOCKS_matvec_int8_many
+#define MSL_BLOCKS_matvec_int8_many 1
+#endif
+extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32, MSL_BLOCKS_matvec_int8_many) msl_matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8_many(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rms_norm_f32)
-extern "C" __global__ void __launch_bounds__(256) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { MSL_ENTER rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_rms_norm_f32
+#define MSL_BLOCKS_rms_norm_f32 1
+#endif
+extern "C" __global__ void __launch_bounds__(256, MSL_BLOCKS_rms_norm_f32) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { MSL_ENTER rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rope_table_f32)
-extern "C" __global__ void __launch_bounds__(1024) msl_rope_table_f32(msl_device const int * positions, msl_device const float * frequencies, msl_device float2 * table, const __grid_constant__ gpu_rope_table p) { MSL_ENTER rope_table_f32(positions, frequencies, table, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+#ifndef MSL_BLOCKS_rope_table_f32
+#define MSL_BLOCKS_rope_table_f32 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_rope_table_f32) msl_rope_table_f32(msl_device const int * positions, msl_device const float * frequencies, msl_device float2 * table, const __grid_constant__ gpu_rope_table p) { MSL_ENTER rope_table_f32(positions, frequencies, table, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rope_queries_f32)
-extern "C" __global__ void __launch_bounds__(32) msl_rope_queries_f32(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_queries p) { MSL_ENTER rope_queries_f32(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_rope_queries_f32
+#define MSL_BLOCKS_rope_queries_f32 1
+#endif
+extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_rope_queries_f32) msl_rope_queries_f32(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_queries p) { MSL_ENTER rope_queries_f32(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_router_top_k)
-extern "C" __global__ void __launch_bounds__(32) msl_router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { MSL_ENTER router_top_k(logits, bias, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_router_top_k
+#define MSL_BLOCKS_router_top_k 1
+#endif
+extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_router_top_k) msl_router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { MSL_ENTER router_top_k(logits, bias, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_router_hash)
-extern "C" __global__ void __launch_bounds__(32) msl_router_hash(msl_device const float * logits, msl_device const int * table, msl_device const int * tokens, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { MSL_ENTER router_hash(logits, table, tokens, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_router_hash
+#define MSL_BLOCKS_router_hash 1
+#endif
+extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_router_hash) msl_router_hash(msl_device const float * logits, msl_device const int * table, msl_device const int * tokens, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { MSL_ENTER router_hash(logits, table, tokens, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_sampling_scan)
-extern "C" __global__ void __launch_bounds__(SAMPLING_THREADS) msl_sampling_scan(msl_device const float * logits, msl_device const float * temperatures, msl_device const int * selected, msl_device const int * counts, msl_device int * out, const __grid_constant__ gpu_sampling p) { MSL_ENTER sampling_scan(logits, temperatures, selected, counts, out, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#ifndef MSL_BLOCKS_sampling_scan
+#define MSL_BLOCKS_sampling_scan 1
+#endif
+extern "C" __global__ void __launch_bounds__(SAMPLING_THREADS, MSL_BLOCKS_sampling_scan) msl_sampling_scan(msl_device const float * logits, msl_device const float * temperatures, msl_device const int * selected, msl_device const int * counts, msl_device int * out, const __grid_constant__ gpu_sampling p) { MSL_ENTER sampling_scan(logits, temperatures, selected, counts, out, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif

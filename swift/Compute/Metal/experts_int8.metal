@@ -16,6 +16,10 @@
 #include "experts.h"
 using namespace metal;
 
+#define MSL_BLOCKS_experts_down_int8 2  // threadgroups on a multiprocessor at once (CUDA)
+
+#define MSL_BLOCKS_experts_gate_up_int8 3  // threadgroups on a multiprocessor at once (CUDA)
+
 #define EXPERT_INT8_MOST 64  // rows of a tile
 #define EXPERT_INT8_SLICES 4096u
 
@@ -29,15 +33,16 @@ struct experts_int8_pair {
     float du[4];
 };
 
-inline void experts_int8_load(device const uchar *gate, device const uchar *up, ulong plane, ulong line, uint columns, uint k,
+// `quants`, `scales`: of the first row and this lane, in bytes.
+inline void experts_int8_load(device const uchar *gate, device const uchar *up, ulong quants, ulong scales, uint columns,
                               thread experts_int8_pair &out) {
     #pragma unroll
     for (ushort i = 0; i < 4; ++i) {
-        const ulong group = (line + i) * (columns / 32) + k / 32, block = (line + i) * (columns / 256) + k / 256;
-        out.g[i] = *(device const uint2 *)(gate + group * 8);
-        out.u[i] = *(device const uint2 *)(up + group * 8);
-        out.dg[i] = quant_half(gate + plane + block * 2);
-        out.du[i] = quant_half(up + plane + block * 2);
+        const ulong q = quants + i * (columns / 4), d = scales + i * (columns / 128);
+        out.g[i] = *(device const uint2 *)(gate + q);
+        out.u[i] = *(device const uint2 *)(up + q);
+        out.dg[i] = quant_half(gate + d);
+        out.du[i] = quant_half(up + d);
     }
 }
 
@@ -74,12 +79,14 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
     const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
     device const float *token = x + ulong(tg.y / p.used) * columns;
-    const ushort copy = lane % INT8_COPIES;
+    const uint copy = lane % INT8_COPIES * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
         const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
         // The first rows are under way while the table and the activations are made.
-        experts_int8_pair next;
-        experts_int8_load(gate, up, p.plane, line + 4 * team, columns, k, next);
+        experts_int8_pair now;
+        ulong quants = ((line + 4 * team) * columns + k) / 4;
+        ulong scales = p.plane + (line + 4 * team) * (columns / 128) + k / 256 * 2;
+        experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
         if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
@@ -91,15 +98,19 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
         int8_take16(memory, c + 16u, high + 4, low + 4);
         const float scale = memory.scale[c / 32];
         #pragma unroll(1)
-        for (uint r = 4 * team; r < rows; r += 8) {
-            const experts_int8_pair now = next;
-            if (r + 8 < rows) { experts_int8_load(gate, up, p.plane, line + r + 8, columns, k, next); }
+        for (uint r0 = 0; r0 < rows; r0 += 8) {
+            const uint r = r0 + 4 * team;
             float gs[4];
             float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                gs[i] = int8_iq2_group(now.g[i], (threadgroup const uint *)table, copy, high, low) * (now.dg[i] * scale);
-                us[i] = int8_iq2_group(now.u[i], (threadgroup const uint *)table, copy, high, low) * (now.du[i] * scale);
+                gs[i] = int8_iq2_group(now.g[i], (threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
+                us[i] = int8_iq2_group(now.u[i], (threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
+            }
+            if (r0 + 8 < rows) {
+                quants += 2 * columns;
+                scales += columns / 16;
+                experts_int8_load(gate, up, quants, scales, columns, now);
             }
             const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
             if (lane < 8) {
@@ -204,14 +215,12 @@ inline void experts_int8_routed(device const uchar *w, ulong plane, ulong first,
                                 threadgroup float *out) {
     for (uint k0 = 0; k0 < columns; k0 += 2048u) {
         const uint at = k0 / 256u + lane / 4, column = at * 256u < columns ? at : 0u;
-        experts_int8_rows next;
-        experts_int8_load_q2(w, plane, first, columns, column, lane, next);
+        experts_int8_rows now;
+        experts_int8_load_q2(w, plane, first, columns, column, lane, now);
         experts_int8_q2 a;
         experts_int8_take(x, columns, k0, lane, memory, a);
         #pragma unroll(1)
         for (uint r = 0; r < rows; r += 4) {
-            const experts_int8_rows now = next;
-            if (r + 4 < rows) { experts_int8_load_q2(w, plane, first + r + 4, columns, column, lane, next); }
             float sums[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
@@ -233,6 +242,7 @@ inline void experts_int8_routed(device const uchar *w, ulong plane, ulong first,
                 const float m = float(as_type<half>(ushort(now.both[i] >> 16)));
                 sums[i] = (d * float(sum) - m * float(least)) * a.scale;
             }
+            if (r + 4 < rows) { experts_int8_load_q2(w, plane, first + r + 4, columns, column, lane, now); }
             const float sum = int8_reduce4(sums, lane);
             if (lane < 4) { out[r + lane] += sum; }
         }

@@ -74,9 +74,32 @@ struct int8_x {
 // Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
 inline void int8_quantize(device const float *x, uint columns, uint k0, uint count, threadgroup int8_x &out, ushort tid) {
     threadgroup uint *high = (threadgroup uint *)out.high, *low = (threadgroup uint *)out.low;
+    // No thread leaves the loop before the others.
     #pragma unroll(4)
-    for (uint c = 4u * tid; c < count; c += 4u * INT8_THREADS) {
+    for (uint c0 = 0; c0 < count; c0 += 4u * INT8_THREADS) {
+        const uint c = c0 + 4u * tid;
         const float4 a = k0 + c < columns ? *(device const float4 *)(x + k0 + c) : float4(0.0f);
+        float most = int8_most(a, 0.0f);
+        most = max(most, simd_shuffle_xor(most, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        most = max(most, simd_shuffle_xor(most, 4));
+        uint h;
+        uint l;
+        int8_split4(a, int8_inverse(most), h, l);
+        high[c / 4] = h;
+        low[c / 4] = l;
+        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
+    }
+}
+
+// Columns k0 … k0 + 1,024 of up to eight tokens, one behind the other.
+inline void int8_quantize_tokens(device const float *x, uint ldx, uint columns, uint k0, uint n, threadgroup int8_x &out,
+                                 ushort tid) {
+    threadgroup uint *high = (threadgroup uint *)out.high, *low = (threadgroup uint *)out.low;
+    #pragma unroll(4)
+    for (uint t = 0; t < n; ++t) {
+        const uint k = k0 + 4u * tid, c = t * 1024u + 4u * tid;
+        const float4 a = k < columns ? *(device const float4 *)(x + ulong(t) * ldx + k) : float4(0.0f);
         float most = int8_most(a, 0.0f);
         most = max(most, simd_shuffle_xor(most, 1));
         most = max(most, simd_shuffle_xor(most, 2));
@@ -117,7 +140,7 @@ inline float int8_reduce4(thread const float *v, ushort lane) {
 // {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
 // eighth is the others' parity), lie in threadgroup memory, INT8_COPIES times so that lanes rarely meet.
 
-#define INT8_COPIES 8
+#define INT8_COPIES 8  // int8_iq2_group shifts by its logarithm + 2
 #define INT8_TABLE (384 * INT8_COPIES)
 
 inline uint int8_select4(uint nibbles) {
@@ -156,13 +179,18 @@ inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
 }
 
 // A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
-inline float int8_iq2_group(uint2 group, threadgroup const uint *table, ushort copy, thread const uint *high,
+// `copy`: this lane's, in bytes.
+inline float int8_iq2_group(uint2 group, threadgroup const uchar *table, uint copy, thread const uint *high,
                             thread const uint *low) {
     int hi = 0, lo = 0;
     #pragma unroll
     for (ushort e = 0; e < 4; ++e) {
-        const uint entry = (group.x >> (8 * e)) & 255u, seven = (group.y >> (7 * e)) & 127u;
-        const uint nibbles = table[entry * INT8_COPIES + copy] | table[(256u + seven) * INT8_COPIES + copy];
+        // Offsets in bytes: a shift and one operation on bits each.
+        const uint line = 4u * INT8_COPIES;
+        const uint entry = ((e == 0 ? group.x * line : group.x >> (8 * e - 5)) & 255u * line) | copy;
+        const uint seven = ((e == 0 ? group.y * line : group.y >> (7 * e - 5)) & 127u * line) | copy;
+        const uint nibbles = *(threadgroup const uint *)(table + entry)
+                           | *(threadgroup const uint *)(table + 256u * line + seven);
         const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
         hi = int8_dot_high(a, high[2 * e], hi);
         lo = int8_dot_low(a, low[2 * e], lo);
