@@ -19,10 +19,17 @@ def files():
     return sorted(os.path.join(KERNELS, f) for f in os.listdir(KERNELS) if f.endswith(".metal"))
 
 
-def metal():
+def is_for_own_memory(path):
+    """Kernels for devices with memory of their own, which Metal's have not."""
+    return path.endswith(("_int8.metal", "_wide.metal"))
+
+
+def metal(everything=False):
     seen = set()
     parts = []
     for path in files():
+        if is_for_own_memory(path) and not everything:
+            continue
         parts.append('#line 1 "%s"\n' % os.path.basename(path) + mslc.flatten(path, seen))
     return "\n".join(parts)
 
@@ -32,7 +39,7 @@ def shim(name):
 
 
 def cuda():
-    body, kernels = mslc.transform(metal())
+    body, kernels = mslc.transform(metal(everything=True))
     body = body.replace("#include <metal_stdlib>", "")
     prefix = shim("metal_on_cuda.h").replace("#pragma once", "")
     return (
@@ -47,7 +54,7 @@ def cuda():
 
 
 def host():
-    body, kernels = mslc.transform(metal())
+    body, kernels = mslc.transform(metal(everything=True))
     return '#include "metal_on_host.h"\n' + body + "\n" + mslc.rename(mslc.gen_host(kernels)) + "\n"
 
 

@@ -14,7 +14,8 @@ import Darwin
 enum CUDACompiler {
     /// Kernels that take long to compile are alone.
     static let parts: [[GPUKernel]] = {
-        let alone: [GPUKernel] = [.experts_down, .matvec_4, .experts_gate_up, .matvec_1, .matmul_tile, .matmul_experts]
+        let alone: [GPUKernel] = [.experts_down, .matvec_4, .experts_gate_up, .matvec_1, .matmul_tile, .matmul_experts,
+                                  .matvec_int8_many, .matmul_wide]
         let others = GPUKernel.allCases.filter { !alone.contains($0) }
         let bundles = 4
         return alone.map { [$0] }

@@ -62,7 +62,8 @@ public final class CUDADevice: GPUDevice {
         try driver.check(driver.contextRetain(&context, device), "opening \(model)")
         try driver.check(driver.contextSet(context), "using \(model)")
         try driver.check(driver.streamCreate(&stream, 1), "making a stream")
-        architecture = "sm_\(major)\(minor)"
+        // Hopper's matrix instructions are for this very architecture.
+        architecture = major == 9 && minor == 0 ? "sm_90a" : "sm_\(major)\(minor)"
         launchesEarly = getenv("PYDS4_CUDA_EARLY_LAUNCH") != nil && major >= 9 && driver.graphAddEdges != nil
         try CUDACompiler.check(architecture: architecture)
         var staging: UnsafeMutableRawPointer?
@@ -105,6 +106,10 @@ public final class CUDADevice: GPUDevice {
             let part = CUDACompiler.parts.firstIndex { $0.contains(kernel) }!
             var function: CUDADriver.Handle = nil
             try driver.check(driver.moduleFunction(&function, modules[part], "msl_" + kernel.name), "kernel \(kernel.name)")
+            if kernel.sharedByteCount > 0 {
+                let most: Int32 = 8  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                try driver.check(driver.functionAttribute(function, most, Int32(kernel.sharedByteCount)), "kernel \(kernel.name)")
+            }
             return function
         }
     }
@@ -195,7 +200,8 @@ public final class CUDADevice: GPUDevice {
             let status = parameters.withUnsafeMutableBufferPointer { parameters in
                 var description = CUDADriver.KernelNode(
                     function: functions[kernel.rawValue], gridX: UInt32(grid.0), gridY: UInt32(grid.1),
-                    gridZ: UInt32(grid.2), blockX: UInt32(kernel.threads), parameters: parameters.baseAddress)
+                    gridZ: UInt32(grid.2), blockX: UInt32(kernel.threads),
+                    sharedByteCount: UInt32(kernel.sharedByteCount), parameters: parameters.baseAddress)
                 return waitsFor.withUnsafeBufferPointer {
                     driver.graphAddKernel(&node, graph, $0.baseAddress, $0.count, &description)
                 }
@@ -233,7 +239,7 @@ public final class CUDADevice: GPUDevice {
         try profile?.begin(stream)
         try driver.check(
             driver.launch(functions[kernel.rawValue], UInt32(grid.0), UInt32(grid.1), UInt32(grid.2),
-                          UInt32(kernel.threads), 1, 1, 0, stream, &parameters, nil),
+                          UInt32(kernel.threads), 1, 1, UInt32(kernel.sharedByteCount), stream, &parameters, nil),
             "starting kernel \(kernel.name)")
         try profile?.end(kernel, stream)
     }

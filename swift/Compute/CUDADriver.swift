@@ -49,6 +49,7 @@ struct CUDADriver {
     let moduleLoad: @convention(c) (UnsafeMutablePointer<Handle>, UnsafeRawPointer) -> Status
     let moduleUnload: @convention(c) (Handle) -> Status
     let moduleFunction: @convention(c) (UnsafeMutablePointer<Handle>, Handle, UnsafePointer<CChar>) -> Status
+    let functionAttribute: @convention(c) (Handle, Int32, Int32) -> Status
     let streamCreate: @convention(c) (UnsafeMutablePointer<Handle>, UInt32) -> Status
     let streamDestroy: @convention(c) (Handle) -> Status
     let streamWait: @convention(c) (Handle) -> Status
@@ -102,6 +103,7 @@ struct CUDADriver {
         moduleLoad = try find("cuModuleLoadData")
         moduleUnload = try find("cuModuleUnload")
         moduleFunction = try find("cuModuleGetFunction")
+        functionAttribute = try find("cuFuncSetAttribute")
         streamCreate = try find("cuStreamCreate")
         streamDestroy = try find("cuStreamDestroy_v2")
         streamWait = try find("cuStreamSynchronize")

@@ -88,6 +88,12 @@ extension GPUBackend {
                                 columns: UInt32(matrix.columns), ldx: UInt32(matrix.columns), ldy: UInt32(matrix.rows),
                                 group_rows: UInt32(matrix.rows), gather: UInt32(gather), plane: w.plane))
         }
+        if !device.isUnified, arguments.type == UInt32(GPU_IQ2_XXS_PLANES), arguments.down_type == UInt32(GPU_Q2_K_PLANES),
+           hidden % Self.wideColumns == 0, inner % Self.wideColumns == 0 {
+            try manyWide(call, order: order, tiles: tiles, place: place, arguments, y)
+            arena.release(to: mark)
+            return y
+        }
         let gate = try arena.tensor(assignments, inner), up = try arena.tensor(assignments, inner)
         multiply(call.gate, call.x, gate, gather: call.routing.ids.width)
         multiply(call.up, call.x, up, gather: call.routing.ids.width)
@@ -98,5 +104,25 @@ extension GPUBackend {
         dispatch(.experts_sum, ((hidden + 255) / 256, n, 1), [parts.floats.raw, place.ints.raw, y.floats.raw], arguments)
         arena.release(to: mark)
         return y
+    }
+
+    /// Gate, up and SwiGLU as one kernel, whose packed result is down's input.
+    private func manyWide(_ call: ExpertsCall, order: IntTensor, tiles: IntTensor, place: IntTensor, _ arguments: gpu_experts,
+                          _ y: Tensor) throws {
+        let assignments = call.routing.ids.count, inner = call.gate.rows, hidden = call.down.rows
+        let packed = try pack(call.x, order: order, used: call.routing.ids.width)
+        let h = try arena.tensor(packed.stride * inner / 2)
+        func sizes(_ matrix: Matrix) -> gpu_wide_experts {
+            gpu_wide_experts(rows: UInt32(matrix.rows), columns: UInt32(matrix.columns), stride: UInt32(packed.stride),
+                             clamp: call.clamp, plane: weights[matrix].plane)
+        }
+        let rowTiles = (inner + Self.tileRows - 1) / Self.tileRows
+        dispatch(.experts_gate_up_wide, (rowTiles, tiles.shape[0], 1),
+                 [weights[call.gate].address, weights[call.up].address, packed.halfs, tiles.ints.raw, order.ints.raw,
+                  call.routing.weights.floats.raw, h.floats.raw], sizes(call.gate))
+        let parts = try arena.tensor(assignments, hidden)
+        dispatch(.experts_down_wide, ((hidden + 2 * Self.tileRows - 1) / (2 * Self.tileRows), tiles.shape[0], 1),
+                 [weights[call.down].address, h.floats.raw, parts.floats.raw, tiles.ints.raw], sizes(call.down))
+        dispatch(.experts_sum, ((hidden + 255) / 256, call.x.rows, 1), [parts.floats.raw, place.ints.raw, y.floats.raw], arguments)
     }
 }

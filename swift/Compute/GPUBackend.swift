@@ -90,13 +90,13 @@ public final class GPUBackend: Backend {
 
     public func project(_ x: Tensor, _ matrices: [Matrix]) throws -> [Tensor] {
         let outputs = try matrices.map { try arena.tensor(x.rows, $0.rows) }
-        multiply(x, zip(matrices, outputs).map { ($0, $1, 1) })
+        try multiply(x, zip(matrices, outputs).map { ($0, $1, 1) })
         return outputs
     }
 
     public func projectGroups(_ x: Tensor, _ matrix: Matrix, groups: Int) throws -> Tensor {
         let out = try arena.tensor(x.rows, matrix.rows)
-        multiply(x, [(matrix, out, groups)])
+        try multiply(x, [(matrix, out, groups)])
         return out
     }
 
@@ -114,10 +114,14 @@ public final class GPUBackend: Backend {
     }
 
     /// y = w · x for each of `jobs`; in `groups` groups of rows that each read their own slice of x.
-    private func multiply(_ x: Tensor, _ jobs: [(matrix: Matrix, y: Tensor, groups: Int)]) {
-        var few: [(matrix: Matrix, y: Tensor, groups: Int)] = []
+    private func multiply(_ x: Tensor, _ jobs: [(matrix: Matrix, y: Tensor, groups: Int)]) throws {
+        var few: [(matrix: Matrix, y: Tensor, groups: Int)] = [], wide = few
         for job in jobs {
             let w = weights[job.matrix], rows = job.matrix.rows
+            if usesWide(w, rows: rows, columns: job.matrix.columns, groups: job.groups, tokens: x.rows) {
+                wide.append(job)
+                continue
+            }
             // A tile of rows reads one slice.
             guard usesTiles(w, tokens: x.rows), rows / job.groups % Self.tileRows == 0 || job.groups == 1 else {
                 few.append(job)
@@ -130,8 +134,59 @@ public final class GPUBackend: Backend {
                                 ldx: UInt32(x.width), ldy: UInt32(rows), group_rows: UInt32(rows / job.groups),
                                 gather: 0, plane: w.plane))
         }
+        try multiplyWide(x, wide)
         for first in stride(from: 0, to: few.count, by: GPU_MOST_JOBS) {
             multiplyFew(x, few[first..<min(first + GPU_MOST_JOBS, few.count)])
+        }
+    }
+
+    private static let wideTypes: Set<UInt32> = Set([GPU_F16, GPU_Q8_0_PLANES].map { UInt32($0) })
+    static let wideTokens = 128
+    static let wideColumns = 64
+
+    private func usesWide(_ weight: GPUWeight, rows: Int, columns: Int, groups: Int, tokens: Int) -> Bool {
+        !isExact && !device.isUnified && tokens > Self.fewTokens && Self.wideTypes.contains(weight.type)
+            && columns % Self.wideColumns == 0 && (groups == 1 || rows / groups % Self.tileRows == 0)
+    }
+
+    /// x as halfs in the order that wide products read it; `order`: of sorted assignments, `used` a row of x.
+    func pack(_ x: Tensor, order: IntTensor? = nil, used: Int = 0) throws -> (halfs: UnsafeRawPointer, stride: Int) {
+        let count = order?.count ?? x.rows, stride = (count + 7) / 8 * 8
+        let out = try arena.tensor(stride * x.width / 2)
+        dispatch(.half_pack, ((count + 255) / 256, x.width / Self.wideColumns, 1),
+                 [x.floats.raw, order?.ints.raw ?? x.floats.raw, out.floats.raw],
+                 gpu_pack(n: UInt32(count), ldx: UInt32(x.width), stride: UInt32(stride), gather: UInt32(used)))
+        return (out.floats.raw, stride)
+    }
+
+    /// Matrices that read the same x, in one launch for eight of them.
+    private func multiplyWide(_ x: Tensor, _ jobs: [(matrix: Matrix, y: Tensor, groups: Int)]) throws {
+        guard !jobs.isEmpty else { return }
+        let mark = arena.mark()
+        defer { arena.release(to: mark) }
+        let packed = try pack(x)
+        for first in stride(from: 0, to: jobs.count, by: GPU_MOST_JOBS) {
+            let some = jobs[first..<min(first + GPU_MOST_JOBS, jobs.count)], base = some.map(\.y.floats).min()!
+            var call = gpu_matvec()
+            call.n = UInt32(x.rows)
+            call.ldx = UInt32(packed.stride)
+            call.jobs = UInt32(some.count)
+            var addresses: [UnsafeRawPointer?] = [], tiles = 0
+            withUnsafeMutableBytes(of: &call.job) { bytes in
+                let list = bytes.bindMemory(to: gpu_matrix_job.self)
+                for (slot, job) in some.enumerated() {
+                    let w = weights[job.matrix], rows = job.matrix.rows
+                    list[slot] = gpu_matrix_job(
+                        type: w.type, rows: UInt32(rows), columns: UInt32(job.matrix.columns),
+                        group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles), tile_rows: UInt32(Self.tileRows),
+                        slices: 1, unused: 0, plane: w.plane, out: UInt64(job.y.floats - base))
+                    tiles += (rows + Self.tileRows - 1) / Self.tileRows
+                    addresses.append(w.address)
+                }
+            }
+            while addresses.count < GPU_MOST_JOBS { addresses.append(addresses[0]) }
+            dispatch(.matmul_wide, (tiles, (x.rows + Self.wideTokens - 1) / Self.wideTokens, 1),
+                     addresses + [packed.halfs, UnsafeRawPointer(base)], call)
         }
     }
 

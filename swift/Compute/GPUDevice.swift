@@ -39,6 +39,7 @@ extension GPUDevice {
 /// The kernels by their names in Compute/Metal, and the threads of a threadgroup of each.
 public enum GPUKernel: Int, CaseIterable, Sendable {
     case matvec_common, matvec_int8, matvec_int8_many, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
+    case half_pack, matmul_wide, experts_gate_up_wide, experts_down_wide
     case quant_repack_q8_0, quant_repack_q2_k, quant_repack_iq2_xxs
     case rms_norm_f32, rope_table_f32, rope_queries_f32
     case hc_spread, hc_mix, hc_mix_many, hc_enter, hc_head, hc_leave, hc_leave_mix
@@ -52,6 +53,27 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     case sampling_scan, copy_many
 
     public var name: String { "\(self)" }
+
+    /// Only for devices with memory of their own: of their planes of weights, or with more threadgroup memory than
+    /// Metal has.
+    public var isForOwnMemory: Bool {
+        switch self {
+        case .matvec_int8, .matvec_int8_many, .experts_gate_up_int8, .experts_down_int8, .half_pack, .matmul_wide,
+             .experts_gate_up_wide, .experts_down_wide:
+            true
+        default:
+            false
+        }
+    }
+
+    /// Threadgroup memory beyond what the kernel declares: the ring of wide.h.
+    public var sharedByteCount: Int {
+        switch self {
+        case .matmul_wide: 4 * 128 * 64 * 2
+        case .experts_gate_up_wide, .experts_down_wide: 4 * 64 * 64 * 2
+        default: 0
+        }
+    }
 
     public var threads: Int {
         switch self {

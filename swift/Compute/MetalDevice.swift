@@ -15,7 +15,7 @@ public final class MetalDevice: GPUDevice {
 
     private let device: any MTLDevice
     private let queue: any MTLCommandQueue
-    private let pipelines: [any MTLComputePipelineState]
+    private let pipelines: [(any MTLComputePipelineState)?]
     private let residency: any MTLResidencySet
     /// Buffers by the CPU's address, ascending, without overlap but at page borders.
     private var regions: [(start: UInt, end: UInt, buffer: any MTLBuffer)] = []
@@ -54,6 +54,7 @@ public final class MetalDevice: GPUDevice {
         do {
             let library = try device.makeLibrary(source: String(cString: gpu_source_metal_text()), options: options)
             pipelines = try GPUKernel.allCases.map { kernel in
+                guard !kernel.isForOwnMemory else { return nil }
                 guard let function = library.makeFunction(name: kernel.name) else {
                     throw ComputeError.device("backend 'metal': kernel \(kernel.name) is missing")
                 }
@@ -202,7 +203,7 @@ public final class MetalDevice: GPUDevice {
 
     private func encode(_ kernel: GPUKernel, _ grid: (Int, Int, Int), _ buffers: UnsafeBufferPointer<UInt64>,
                         _ arguments: UnsafeRawBufferPointer, _ encoder: any MTLComputeCommandEncoder) {
-        encoder.setComputePipelineState(pipelines[kernel.rawValue])
+        encoder.setComputePipelineState(pipelines[kernel.rawValue]!)
         for (index, address) in buffers.enumerated() {
             let (buffer, offset) = address == 0 ? (nothing, 0) : place(UInt(address))
             encoder.setBuffer(buffer, offset: offset, index: index)

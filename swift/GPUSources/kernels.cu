@@ -120,6 +120,37 @@ MSL_D void msl_mma_m16n8k16(float *c, const uint *a, const uint *b) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// ---- for wide.h: copies that go on by themselves, and matrices of four simdgroups (Hopper) ----
+MSL_D void msl_copy16(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((uint)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+MSL_D void msl_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> MSL_D void msl_copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define MSL_WGMMA 1
+// B in threadgroup memory as 8 × 16 bytes behind one another; `k`, `n`: bytes from such a piece to the next one in K and N.
+MSL_D ulong msl_wgmma_b(const void *p, uint k, uint n) {
+    return (ulong)(((uint)__cvta_generic_to_shared(p) & 0x3ffffu) >> 4) | (ulong)(k >> 4) << 16 | (ulong)(n >> 4) << 32;
+}
+MSL_D void msl_wgmma_begin() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+MSL_D void msl_wgmma_end() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+MSL_D void msl_wgmma_see_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+MSL_D void msl_wgmma_n64(float *d, const uint *a, ulong b) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+MSL_D void msl_wgmma_n128(float *d, const uint *a, ulong b) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#endif
 // A kernel that was launched before the one it depends on had ended waits here; elsewhere both do nothing.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define MSL_ENTER asm volatile("griddepcontrol.wait;" ::: "memory"); asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -314,6 +345,22 @@ struct gpu_matmul {
     uint64_t plane;
 };
 
+/* x, rounded to half, in the order that wide products read it. */
+struct gpu_pack {
+    uint32_t n;      /* tokens, or places of sorted assignments */
+    uint32_t ldx;
+    uint32_t stride; /* tokens between units of eight columns */
+    uint32_t gather; /* 0: token m is row m of x; else row order[m] / gather */
+};
+
+struct gpu_wide_experts {
+    uint32_t rows;    /* of one expert */
+    uint32_t columns;
+    uint32_t stride;  /* of the packed input, and of gate_up's output */
+    float clamp;
+    uint64_t plane;
+};
+
 struct gpu_rms_norm {
     uint32_t width;
     float epsilon;
@@ -444,9 +491,33 @@ enum { GPU_MOST_COPIES = 96 };
 #endif
 
 #line 6 "kv_rows.h"
+#line 1 "reduce.h"
+// reduce.h — sums over a threadgroup.
+#ifndef PYDS4_REDUCE_H
+#define PYDS4_REDUCE_H
+
+using namespace metal;
+
+// The sum of `value` over all `simdgroups`, the same in every thread. `partial` [32] may be used again
+// behind the next barrier only.
+msl_inline float reduce_sum(float value, msl_threadgroup float *partial, ushort simdgroups, ushort sg, ushort lane) {
+    const float sum = simd_sum(value);
+    if (lane == 0) { partial[sg] = sum; }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return simd_sum(lane < simdgroups ? partial[lane] : 0.0f);
+}
+
+msl_inline float reduce_rms(float squares, uint count, float epsilon) {
+    return rsqrt(squares * (1.0f / float(count)) + epsilon);
+}
+
+#endif
+
+#line 7 "kv_rows.h"
 using namespace metal;
 
 #define KV_MOST_DIM 512
+#define KV_THREADS (KV_MOST_DIM / 2)
 
 // A page of rows. Its address is the GPU's.
 struct kv_page {
@@ -462,11 +533,12 @@ msl_inline msl_device uchar *kv_row(msl_device const kv_page *pages, uint rows_p
     return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
 }
 
-// The biased exponent of the smallest power of two >= x; 0 stands for 2^-127.
+// The biased exponent of the smallest power of two >= x, 2^119 at most so that the largest code stays finite;
+// 0 stands for 2^-127.
 msl_inline uint kv_exponent_above(float x) {
     const uint bits = as_type<uint>(x);
     const uint e = ((bits >> 23) & 0xffu) + ((bits & 0x7fffffu) != 0u ? 1u : 0u);
-    return min(e, 254u);
+    return min(e, 246u);
 }
 
 // 2^(e - 127) and its inverse.
@@ -583,87 +655,95 @@ msl_inline float kv_share_rope(msl_thread kv_share &v, uint i, uint t, uint thre
     return float(int(bits << 11) >> 11) * (kv_power(v.scales.y >> 24) * 9.5367431640625e-7f);
 }
 
-// One simdgroup rotates v [dim] in threadgroup memory by Sylvester's matrix / √dim.
-msl_inline void kv_hadamard(msl_threadgroup float *v, uint dim, ushort lane) {
-    for (uint step = 1; step < dim; step *= 2) {
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint i = lane; i < dim / 2; i += 32) {
-            const uint at = i / step * 2 * step + i % step;
-            const float a = v[at], b = v[at + step];
-            v[at] = a + b;
-            v[at + step] = a - b;
+// While a row is made, thread t of a threadgroup holds its values 2·t and 2·t + 1, and 0 from dim on: a block of
+// an FP8 row is a simdgroup, a pair that is rotated together a thread. Threads from KV_THREADS on hold nothing.
+
+msl_inline float2 kv_norm(float2 v, float2 weight, uint dim, float epsilon, msl_threadgroup float *partial, ushort sg,
+                      ushort lane) {
+    return v * reduce_rms(reduce_sum(dot(v, v), partial, KV_THREADS / 32, sg, lane), dim, epsilon) * weight;
+}
+
+// `turn`: cos and sin.
+msl_inline float2 kv_turn(float2 v, float2 turn) {
+    return float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+// A sum, or for the upper one of two a difference.
+msl_inline float kv_butterfly(float own, float other, bool isUpper) { return isUpper ? other - own : own + other; }
+
+// Rotates by Sylvester's matrix / √dim.
+msl_inline float2 kv_hadamard(float2 v, uint dim, msl_threadgroup float2 *shared, ushort tid) {
+    v = float2(v.x + v.y, v.x - v.y);
+    for (ushort bit = 1; bit < 32; bit *= 2) {
+        const float2 other = float2(simd_shuffle_xor(v.x, bit), simd_shuffle_xor(v.y, bit));
+        const bool isUpper = (tid & bit) != 0;
+        if (2u * bit < dim) {
+            v = float2(kv_butterfly(v.x, other.x, isUpper), kv_butterfly(v.y, other.y, isUpper));
         }
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    const float scale = 1.0f / sqrt(float(dim));
-    for (uint i = lane; i < dim; i += 32) { v[i] *= scale; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (ushort bit = 32; 2u * bit < dim; bit *= 2) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (tid < KV_THREADS) { shared[tid] = v; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const float2 other = shared[(tid ^ bit) & (KV_THREADS - 1)];
+        const bool isUpper = (tid & bit) != 0;
+        v = float2(kv_butterfly(v.x, other.x, isUpper), kv_butterfly(v.y, other.y, isUpper));
+    }
+    return v * (1.0f / sqrt(float(dim)));
 }
 
-// The scale of one FP4 block of 32, a lane each.
-msl_inline uint kv_fp4_scale(float v) {
-    return kv_exponent_above(max(simd_max(fabs(v)), 7.052966104933725e-38f) / 6.0f);
+// The scale of an FP4 block whose largest magnitude is `most`.
+msl_inline uint kv_fp4_scale(float most) { return kv_exponent_above(max(most, 7.052966104933725e-38f) / 6.0f); }
+
+// The rotated values of an FP8 row, from threadgroup memory, by one simdgroup; `scales`: theirs and what pads them.
+msl_inline void kv_encode_rope(msl_threadgroup const float *v, uint rope, msl_device uchar *scales, uint scale_bytes, ushort lane) {
+    float most = 0.0f;
+    for (uint i = lane; i < rope; i += 32) { most = max(most, fabs(v[i])); }
+    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
+    const float inverse = kv_inverse_power(scale) * 1048576.0f;
+    if (lane < scale_bytes) { scales[lane] = lane == 0 ? uchar(scale) : uchar(0); }
+    for (uint w = lane; w < (rope + 2) / 3; w += 32) {
+        uint q[3];
+        #pragma unroll
+        for (ushort i = 0; i < 3; ++i) {
+            const float x = 3 * w + i < rope ? v[3 * w + i] * inverse : 0.0f;
+            q[i] = uint(clamp(int(rint(x == x ? clamp(x, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff)) & 0x1fffffu;
+        }
+        *(msl_device uint2 *)(scales + scale_bytes + 8 * w) = uint2(q[0] | q[1] << 21, q[1] >> 11 | q[2] << 10);
+    }
 }
 
-// One simdgroup writes v [dim], in threadgroup memory, as a row. v is changed.
-msl_inline void kv_encode(msl_constant gpu_row_format &f, msl_threadgroup float *v, msl_device uchar *row, ushort lane) {
+// Writes a row. `shared` [KV_THREADS] must be free since the last barrier.
+msl_inline void kv_encode(msl_constant gpu_row_format &f, float2 v, msl_threadgroup float2 *shared, msl_device uchar *row, ushort tid,
+                      ushort sg, ushort lane) {
     if (f.kind == GPU_ROW_F32) {
-        for (uint i = lane; i < f.dim; i += 32) { ((msl_device float *)row)[i] = v[i]; }
+        if (2u * tid < f.dim) { ((msl_device float2 *)row)[tid] = v; }
         return;
     }
     if (f.kind == GPU_ROW_FP4) {
-        kv_hadamard(v, f.dim, lane);
-        for (uint b = 0; b < f.dim / 32; ++b) {
-            const float x = v[32 * b + lane];
-            const uint scale = kv_fp4_scale(x), code = kv_e2m1_encode(x * kv_inverse_power(scale));
-            const uint pair = code | simd_shuffle_xor(code, 1) << 4;
-            if ((lane & 1) == 0) { row[16 * b + lane / 2] = uchar(pair); }
-            if (lane == 0) { row[f.dim / 2 + b] = uchar(scale); }
-        }
+        v = kv_hadamard(v, f.dim, shared, tid);
+        float most = max(fabs(v.x), fabs(v.y));
+        for (ushort bit = 1; bit < 16; bit *= 2) { most = max(most, simd_shuffle_xor(most, bit)); }
+        const uint scale = kv_fp4_scale(most);
+        const float inverse = kv_inverse_power(scale);
+        if (2u * tid >= f.dim) { return; }
+        row[tid] = uchar(kv_e2m1_encode(v.x * inverse) | kv_e2m1_encode(v.y * inverse) << 4);
+        if (lane % 16 == 0) { row[f.dim / 2 + tid / 16] = uchar(scale); }
         return;
     }
     const uint plain = f.dim - f.rope, blocks = plain / 64, scale_bytes = kv_fp8_scale_bytes(f.dim, f.rope);
     msl_device uchar *scales = row + plain;
-    for (uint b = 0; b < blocks; ++b) {
-        const float x = v[64 * b + lane], y = v[64 * b + 32 + lane];
-        const float most = simd_max(max(fabs(x), fabs(y)));
-        const uint scale = kv_exponent_above(max(most, 1e-4f) / 448.0f);
+    if (2u * tid >= plain && 2u * tid < f.dim) { shared[tid - plain / 2] = v; }
+    if (sg < blocks) {
+        const uint scale = kv_exponent_above(max(simd_max(max(fabs(v.x), fabs(v.y))), 1e-4f) / 448.0f);
         const float inverse = kv_inverse_power(scale);
-        row[64 * b + lane] = uchar(kv_e4m3_encode(x * inverse));
-        row[64 * b + 32 + lane] = uchar(kv_e4m3_encode(y * inverse));
-        if (lane == 0) { scales[b] = uchar(scale); }
+        ((msl_device ushort *)row)[tid] = ushort(kv_e4m3_encode(v.x * inverse) | kv_e4m3_encode(v.y * inverse) << 8);
+        if (lane == 0) { scales[sg] = uchar(scale); }
     }
-    float most = 0.0f;
-    for (uint i = lane; i < f.rope; i += 32) { most = max(most, fabs(v[plain + i])); }
-    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
-    const float inverse = 1.0f / (kv_power(scale) * 9.5367431640625e-7f);
-    if (lane < scale_bytes - blocks) { scales[blocks + lane] = lane == 0 ? uchar(scale) : uchar(0); }
-    for (uint w = lane; w < (f.rope + 2) / 3; w += 32) {
-        ulong word = 0;
-        for (uint i = 0; i < 3 && 3 * w + i < f.rope; ++i) {
-            const float x = v[plain + 3 * w + i];
-            const int q = clamp(int(rint(x == x ? clamp(x * inverse, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff);
-            word |= ulong(uint(q) & 0x1fffffu) << (21u * i);
-        }
-        msl_device uint *out = (msl_device uint *)(scales + scale_bytes + 8 * w);
-        out[0] = uint(word & 0xfffffffful);
-        out[1] = uint(word >> 32);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg == KV_THREADS / 32 - 1) {
+        kv_encode_rope((msl_threadgroup const float *)shared, f.rope, scales + blocks, scale_bytes - blocks, lane);
     }
-}
-
-// One simdgroup norms and rotates v [dim] in threadgroup memory. `turn(i)`: cos and sin of pair i.
-msl_inline void kv_norm(msl_threadgroup float *v, msl_device const float *weight, uint dim, float epsilon, ushort lane) {
-    float sum = 0.0f;
-    for (uint i = lane; i < dim; i += 32) { sum += v[i] * v[i]; }
-    const float scale = 1.0f / sqrt(simd_sum(sum) / float(dim) + epsilon);
-    for (uint i = lane; i < dim; i += 32) { v[i] = v[i] * scale * weight[i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-}
-
-msl_inline void kv_turn(msl_threadgroup float *pair, float2 turn) {
-    const float even = pair[0], odd = pair[1];
-    pair[0] = even * turn.x - odd * turn.y;
-    pair[1] = even * turn.y + odd * turn.x;
 }
 
 #endif
@@ -1173,7 +1253,7 @@ MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const
 // sum of weights, weighted sum, as in compressor.c; a sum of zero means "nothing yet". With overlap: series 0
 // is the first series of the window before, 1 and 2 those of this window.
 //
-// Grid       step: tokens; state: one thread a channel; rows: windows
+// Grid       step: tokens; rows: windows; state: one thread two channels
 // Precision  f32
 // CPU twin   CKernels/compressor.c
 // Origin     ours
@@ -1181,49 +1261,96 @@ MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const
 #line 17 "compressor.metal"
 using namespace metal;
 
-#define POOL_THREADS 256
+#define POOL_SLICES 4  // that the tokens of a window are cut into
+#define POOL_ROW_THREADS (POOL_SLICES * KV_THREADS)
+#define POOL_NOTHING -1.0e38f
 
-// (maximum, sum of weights, weighted sum)
-msl_inline float3 pool_merge(float3 a, float3 b) {
-    if (a.y == 0.0f) { return b; }
-    if (b.y == 0.0f) { return a; }
-    const float top = max(a.x, b.x), fade_a = exp(a.x - top), fade_b = exp(b.x - top);
-    return float3(top, a.y * fade_a + b.y * fade_b, a.z * fade_a + b.z * fade_b);
+// Running sums of two channels, relative to their maximum: POOL_NOTHING, 0, 0 when there was no token yet.
+struct pool_sums {
+    float2 top;
+    float2 sum;
+    float2 weighted;
+};
+
+msl_inline pool_sums pool_none() {
+    pool_sums v;
+    v.top = float2(POOL_NOTHING);
+    v.sum = float2(0.0f);
+    v.weighted = float2(0.0f);
+    return v;
 }
 
-msl_inline float3 pool_load(msl_device const float *state, uint dim) { return float3(state[0], state[dim], state[2 * dim]); }
-
-msl_inline void pool_store(float3 v, msl_device float *state, uint dim) {
-    state[0] = v.x;
-    state[dim] = v.y;
-    state[2 * dim] = v.z;
+msl_inline pool_sums pool_where(bool isKept, pool_sums v) {
+    v.top = isKept ? v.top : float2(POOL_NOTHING);
+    v.sum = isKept ? v.sum : float2(0.0f);
+    v.weighted = isKept ? v.weighted : float2(0.0f);
+    return v;
 }
 
-// Adds tokens `from` … `to` - 1 of one channel of one series.
-msl_inline float3 pool_tokens(float3 v, msl_device const float *kv, msl_device const float *gate, msl_device const float *bias,
-                          uint from, uint to, uint position, uint ratio, uint width) {
-    for (uint t = from; t < to; ++t) {
-        const float g = gate[ulong(t) * width] + bias[ulong((position + t) % ratio) * width];
-        v = pool_merge(v, float3(g, 1.0f, kv[ulong(t) * width]));
+msl_inline pool_sums pool_merge(pool_sums a, pool_sums b) {
+    pool_sums v;
+    v.top = max(a.top, b.top);
+    const float2 fade_a = exp(a.top - v.top), fade_b = exp(b.top - v.top);
+    v.sum = a.sum * fade_a + b.sum * fade_b;
+    v.weighted = a.weighted * fade_a + b.weighted * fade_b;
+    return v;
+}
+
+msl_inline pool_sums pool_load(msl_device const float *state, uint dim) {
+    pool_sums v;
+    v.top = *(msl_device const float2 *)state;
+    v.sum = *(msl_device const float2 *)(state + dim);
+    v.weighted = *(msl_device const float2 *)(state + 2 * dim);
+    v.top = float2(v.sum.x == 0.0f ? POOL_NOTHING : v.top.x, v.sum.y == 0.0f ? POOL_NOTHING : v.top.y);
+    return v;
+}
+
+msl_inline void pool_store(pool_sums v, msl_device float *state, uint dim) {
+    *(msl_device float2 *)state = float2(v.sum.x == 0.0f ? 0.0f : v.top.x, v.sum.y == 0.0f ? 0.0f : v.top.y);
+    *(msl_device float2 *)(state + dim) = v.sum;
+    *(msl_device float2 *)(state + 2 * dim) = v.weighted;
+}
+
+// Adds tokens `from` … `to` - 1 of one window, N at a time: `place` is the place of `from` in the window.
+template <ushort N>
+msl_inline pool_sums pool_tokens(pool_sums v, msl_device const float *kv, msl_device const float *gate, msl_device const float *bias,
+                             uint from, uint to, uint place, uint width) {
+    for (uint t = from; t < to; t += N) {
+        float2 g[N];
+        float2 x[N];
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) {
+            const uint at = min(t + i, to - 1);
+            g[i] = *(msl_device const float2 *)(gate + ulong(at) * width)
+                 + *(msl_device const float2 *)(bias + ulong(place + at - from) * width);
+            x[i] = *(msl_device const float2 *)(kv + ulong(at) * width);
+        }
+        float2 top = v.top;
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) { top = max(top, g[i]); }
+        const float2 fade = exp(v.top - top);
+        v.top = top;
+        v.sum = v.sum * fade;
+        v.weighted = v.weighted * fade;
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) {
+            const float2 w = t + i < to ? exp(g[i] - top) : float2(0.0f);
+            v.sum += w;
+            v.weighted += w * x[i];
+        }
     }
     return v;
 }
 
-// Norms, rotates and appends v [dim]: by the first simdgroup.
-msl_inline void pool_finish(msl_constant gpu_compressor &p, msl_threadgroup float *v, msl_device const float *norm,
-                        msl_device const float *frequencies, msl_device const kv_page *pages, uint row, ushort lane) {
-    const uint dim = p.format.dim;
-    kv_norm(v, norm, dim, p.epsilon, lane);
-    for (uint i = lane; i < p.rope / 2; i += 32) {
-        // A row sits at the first position of its window.
-        const float angle = float(row * p.ratio) * frequencies[i];
-        kv_turn(v + dim - p.rope + 2 * i, float2(precise::cos(angle), precise::sin(angle)));
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_encode(p.format, v, kv_row(pages, p.rows_per_page, p.format.bytes, row), lane);
+// A row sits at the first position of its window. Thread t's pair of values is from 2·t on.
+msl_inline float2 pool_turn(msl_constant gpu_compressor &p, msl_device const float *frequencies, uint row, ushort tid) {
+    const uint plain = p.format.dim - p.rope;
+    if (2u * tid < plain || 2u * tid >= p.format.dim) { return float2(1.0f, 0.0f); }
+    const float angle = float(row * p.ratio) * frequencies[tid - plain / 2];
+    return float2(precise::cos(angle), precise::sin(angle));
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+[[max_total_threads_per_threadgroup(KV_THREADS)]]
 MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint token, ushort tid, ushort sg, ushort lane)
 
 
@@ -1237,44 +1364,43 @@ MSL_KERNEL void compressor_step(msl_device const float * kv, msl_device const fl
 
 
 {
-    threadgroup_decl float v[KV_MOST_DIM];
-    const uint dim = p.format.dim, position = uint(positions[token]), place = position % p.ratio;
-    const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    threadgroup_decl float2 shared[KV_THREADS];
+    threadgroup_decl float partial[32];
+    const uint dim = p.format.dim, position = uint(positions[token]), row = position / p.ratio;
+    const uint place = position - row * p.ratio, width = p.overlaps != 0u ? 2 * dim : dim, c = 2u * tid;
     msl_device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    msl_device float *state = (msl_device float *)own[0].rows;
-    kv += ulong(token) * width;
-    gate += ulong(token) * width;
-    const bool ends = place == p.ratio - 1;
-    for (uint c = tid; c < dim; c += POOL_THREADS) {
+    const bool ends = place == p.ratio - 1, isOwn = c < dim;
+    kv += ulong(token) * width + c;
+    gate += ulong(token) * width + c;
+    bias += ulong(place) * width + c;
+    float2 v = float2(0.0f), weight = float2(0.0f);
+    if (isOwn) {
+        msl_device float *state = (msl_device float *)own[0].rows + c;
+        weight = *(msl_device const float2 *)(norm + c);
+        pool_sums sums = pool_load(state, dim);
         if (p.overlaps != 0u) {
-            float3 first = pool_tokens(pool_load(state + 3 * dim + c, dim), kv + c, gate + c, bias + c, 0, 1, position,
-                                       p.ratio, width);
-            float3 second = pool_tokens(pool_load(state + 6 * dim + c, dim), kv + dim + c, gate + dim + c,
-                                        bias + dim + c, 0, 1, position, p.ratio, width);
-            if (ends) {
-                const float3 row = pool_merge(pool_load(state + c, dim), second);
-                v[c] = row.z / row.y;
-                pool_store(first, state + c, dim);
-                first = float3(0.0f);
-                second = float3(0.0f);
-            }
-            pool_store(first, state + 3 * dim + c, dim);
-            pool_store(second, state + 6 * dim + c, dim);
+            pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
+            first = pool_tokens<1>(first, kv, gate, bias, 0, 1, 0, width);
+            second = pool_tokens<1>(second, kv + dim, gate + dim, bias + dim, 0, 1, 0, width);
+            sums = pool_merge(sums, second);
+            if (ends) { pool_store(first, state, dim); }
+            pool_store(pool_where(!ends, first), state + 3 * dim, dim);
+            pool_store(pool_where(!ends, second), state + 6 * dim, dim);
         } else {
-            float3 own = pool_tokens(pool_load(state + c, dim), kv + c, gate + c, bias + c, 0, 1, position, p.ratio,
-                                     width);
-            if (ends) {
-                v[c] = own.z / own.y;
-                own = float3(0.0f);
-            }
-            pool_store(own, state + c, dim);
+            sums = pool_tokens<1>(sums, kv, gate, bias, 0, 1, 0, width);
+            pool_store(pool_where(!ends, sums), state, dim);
         }
+        v = sums.weighted / sums.sum;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, own + 1, position / p.ratio, lane); }
+    if (!ends) { return; }
+    msl_device uchar *to = kv_row(own + 1, p.rows_per_page, p.format.bytes, row);
+    const float2 turn = pool_turn(p, frequencies, row, tid);
+    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
+    kv_encode(p.format, v, shared, to, tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+// The tokens of a window are cut into slices of consecutive ones; KV_THREADS threads take each.
+[[max_total_threads_per_threadgroup(POOL_ROW_THREADS)]]
 MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint window, ushort tid, ushort sg, ushort lane)
 
 
@@ -1288,38 +1414,60 @@ MSL_KERNEL void compressor_rows(msl_device const float * kv, msl_device const fl
 
 
 {
-    threadgroup_decl float v[KV_MOST_DIM];
+    threadgroup_decl float2 parts[POOL_SLICES - 1][3][KV_THREADS];
+    threadgroup_decl float partial[32];
     const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
-    const uint width = p.overlaps != 0u ? 2 * dim : dim;
-    msl_device const float *state = (msl_device const float *)sessions[0].rows;
+    const uint width = p.overlaps != 0u ? 2 * dim : dim, slice = tid / KV_THREADS, c = 2u * (tid % KV_THREADS);
+    msl_device const float *state = (msl_device const float *)sessions[0].rows + c;
     // Tokens of this window and of the one before, of those in this call.
     const uint end = (row + 1) * p.ratio - position;
     const uint begin = window == 0 ? 0 : end - p.ratio;
     const uint before = begin < p.ratio ? 0 : begin - p.ratio;
-    const float3 none = float3(0.0f);
-    for (uint c = tid; c < dim; c += POOL_THREADS) {
-        float3 pooled;
+    const uint length = (end - begin + POOL_SLICES - 1) / POOL_SLICES, from = min(begin + slice * length, end);
+    float2 v = float2(0.0f), weight = float2(0.0f);
+    pool_sums sums = pool_none();
+    if (c < dim) {
+        weight = *(msl_device const float2 *)(norm + c);
+        // What the state has of both windows, then the tokens of this call.
+        if (slice == 0 && window == 0) { sums = pool_load(p.overlaps != 0u ? state + 6 * dim : state, dim); }
+        msl_device const float *x = kv + c, *g = gate + c, *b = bias + c;
         if (p.overlaps != 0u) {
-            // Of the window before: what the state has of it, then its tokens of this call.
-            const float3 kept = window == 0 ? pool_load(state + c, dim)
-                              : window == 1 ? pool_load(state + 3 * dim + c, dim) : none;
-            const float3 first = window == 0 ? kept
-                : pool_tokens(kept, kv + c, gate + c, bias + c, before, begin, position, p.ratio, width);
-            const float3 second = pool_tokens(window == 0 ? pool_load(state + 6 * dim + c, dim) : none, kv + dim + c,
-                                              gate + dim + c, bias + dim + c, begin, end, position, p.ratio, width);
-            pooled = pool_merge(first, second);
-        } else {
-            pooled = pool_tokens(window == 0 ? pool_load(state + c, dim) : none, kv + c, gate + c, bias + c, begin, end,
-                                 position, p.ratio, width);
+            if (slice == 0 && window < 2) { sums = pool_merge(sums, pool_load(state + 3 * dim * window, dim)); }
+            if (window > 0) {
+                const uint earlier = (begin - before + POOL_SLICES - 1) / POOL_SLICES;
+                const uint start = min(before + slice * earlier, begin);
+                sums = pool_tokens<4>(sums, x, g, b, start, min(start + earlier, begin), (position + start) % p.ratio,
+                                      width);
+            }
+            x += dim;
+            g += dim;
+            b += dim;
         }
-        v[c] = pooled.z / pooled.y;
+        sums = pool_tokens<4>(sums, x, g, b, from, min(from + length, end), (position + from) % p.ratio, width);
+        if (slice != 0) {
+            parts[slice - 1][0][c / 2] = sums.top;
+            parts[slice - 1][1][c / 2] = sums.sum;
+            parts[slice - 1][2][c / 2] = sums.weighted;
+        }
     }
+    const float2 turn = slice == 0 ? pool_turn(p, frequencies, row, tid) : float2(1.0f, 0.0f);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg == 0) { pool_finish(p, v, norm, frequencies, sessions + 1, row, lane); }
+    if (slice == 0 && c < dim) {
+        for (ushort other = 0; other < POOL_SLICES - 1; ++other) {
+            pool_sums more;
+            more.top = parts[other][0][tid];
+            more.sum = parts[other][1][tid];
+            more.weighted = parts[other][2][tid];
+            sums = pool_merge(sums, more);
+        }
+        v = sums.weighted / sums.sum;
+    }
+    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
+    kv_encode(p.format, v, parts[0][0], kv_row(sessions + 1, p.rows_per_page, p.format.bytes, row), tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
-MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint c)
+[[max_total_threads_per_threadgroup(256)]]
+MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, msl_constant gpu_compressor & p, uint tid)
 
 
 
@@ -1327,31 +1475,33 @@ MSL_KERNEL void compressor_state(msl_device const float * kv, msl_device const f
 
 
 {
-    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
+    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n, c = 2 * tid;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
     if (c >= dim) { return; }
-    msl_device float *state = (msl_device float *)sessions[0].rows;
+    msl_device float *state = (msl_device float *)sessions[0].rows + c;
     const uint windows = (position + n) / p.ratio - position / p.ratio;
     // Where the unfinished window begins among these tokens.
     const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;
-    const float3 none = float3(0.0f);
+    const uint place = (position + begin) % p.ratio;
+    kv += c;
+    gate += c;
+    bias += c;
     if (p.overlaps == 0u) {
-        const float3 kept = windows == 0 ? pool_load(state + c, dim) : none;
-        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, begin, n, position, p.ratio, width), state + c, dim);
+        const pool_sums kept = pool_where(windows == 0, pool_load(state, dim));
+        pool_store(pool_tokens<4>(kept, kv, gate, bias, begin, n, place, width), state, dim);
         return;
     }
-    const float3 first_kept = pool_load(state + 3 * dim + c, dim), second_kept = pool_load(state + 6 * dim + c, dim);
+    const pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
     if (windows > 0) {
         // The first series of the last finished window.
-        const float3 kept = windows == 1 ? first_kept : none;
         const uint from = windows == 1 ? 0 : begin - p.ratio;
-        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, from, begin, position, p.ratio, width), state + c,
-                   dim);
+        pool_store(pool_tokens<4>(pool_where(windows == 1, first), kv, gate, bias, from, begin,
+                                  (position + from) % p.ratio, width), state, dim);
     }
-    pool_store(pool_tokens(windows == 0 ? first_kept : none, kv + c, gate + c, bias + c, begin, n, position, p.ratio,
-                           width), state + 3 * dim + c, dim);
-    pool_store(pool_tokens(windows == 0 ? second_kept : none, kv + dim + c, gate + dim + c, bias + dim + c, begin, n,
-                           position, p.ratio, width), state + 6 * dim + c, dim);
+    pool_store(pool_tokens<4>(pool_where(windows == 0, first), kv, gate, bias, begin, n, place, width),
+               state + 3 * dim, dim);
+    pool_store(pool_tokens<4>(pool_where(windows == 0, second), kv + dim, gate + dim, bias + dim, begin, n, place,
+                              width), state + 6 * dim, dim);
 }
 
 #line 1 "copy.metal"
@@ -2803,28 +2953,6 @@ MSL_KERNEL void experts_down_int8(msl_device const uchar * down, msl_device cons
 // Origin     ours
 
 #line 21 "hyper_connection.metal"
-#line 1 "reduce.h"
-// reduce.h — sums over a threadgroup.
-#ifndef PYDS4_REDUCE_H
-#define PYDS4_REDUCE_H
-
-using namespace metal;
-
-// The sum of `value` over all `simdgroups`, the same in every thread. `partial` [32] may be used again
-// behind the next barrier only.
-msl_inline float reduce_sum(float value, msl_threadgroup float *partial, ushort simdgroups, ushort sg, ushort lane) {
-    const float sum = simd_sum(value);
-    if (lane == 0) { partial[sg] = sum; }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return simd_sum(lane < simdgroups ? partial[lane] : 0.0f);
-}
-
-msl_inline float reduce_rms(float squares, uint count, float epsilon) {
-    return rsqrt(squares * (1.0f / float(count)) + epsilon);
-}
-
-#endif
-
 #line 22 "hyper_connection.metal"
 using namespace metal;
 
@@ -3702,7 +3830,7 @@ MSL_KERNEL void indexer_top_k(msl_device const float * scores, msl_device const 
 //   kv_key_rows        kv [n, dim], norm, table      -> rows, normed, rotated, encoded
 //   kv_index_queries   q [n, heads, dim], table      -> rotated and, if asked, rounded as FP4 rows are
 //
-// Grid       key rows: tokens; index queries: x heads, y tokens; one simdgroup each
+// Grid       key rows: one threadgroup a token; index queries: x eight heads, a simdgroup each, y tokens
 // Precision  f32 up to the rounding; agrees with the CPU but where a value lies between two codes
 // CPU twin   CKernels/kv_rows.c
 // Origin     ours
@@ -3710,8 +3838,12 @@ MSL_KERNEL void indexer_top_k(msl_device const float * scores, msl_device const 
 #line 12 "kv_rows.metal"
 using namespace metal;
 
-[[max_total_threads_per_threadgroup(32)]]
-MSL_KERNEL void kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, msl_constant gpu_key_rows & p, uint token, ushort lane)
+#define INDEX_THREADS 256
+
+[[max_total_threads_per_threadgroup(KV_THREADS)]]
+MSL_KERNEL void kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, msl_constant gpu_key_rows & p, uint token, ushort tid, ushort sg, ushort lane)
+
+
 
 
 
@@ -3719,42 +3851,101 @@ MSL_KERNEL void kv_key_rows(msl_device const float * kv, msl_device const float 
 
 
 {
-    threadgroup_decl float v[KV_MOST_DIM];
+    threadgroup_decl float2 shared[KV_THREADS];
+    threadgroup_decl float partial[32];
     const uint dim = p.format.dim, plain = dim - p.format.rope;
-    for (uint i = lane; i < dim; i += 32) { v[i] = kv[ulong(token) * dim + i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_norm(v, norm, dim, p.epsilon, lane);
-    for (uint i = lane; i < p.format.rope / 2; i += 32) {
-        kv_turn(v + plain + 2 * i, table[ulong(token) * (p.format.rope / 2) + i]);
+    const bool isOwn = 2u * tid < dim, turns = isOwn && 2u * tid >= plain;
+    float2 v = float2(0.0f), weight = float2(0.0f), turn = float2(1.0f, 0.0f);
+    if (isOwn) {
+        v = ((msl_device const float2 *)(kv + ulong(token) * dim))[tid];
+        weight = ((msl_device const float2 *)norm)[tid];
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_encode(p.format, v, rows + ulong(token) * p.format.bytes, lane);
+    if (turns) { turn = table[ulong(token) * (p.format.rope / 2) + tid - plain / 2]; }
+    v = kv_norm(v, weight, dim, p.epsilon, partial, sg, lane);
+    if (turns) { v = kv_turn(v, turn); }
+    kv_encode(p.format, v, shared, rows + ulong(token) * p.format.bytes, tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(32)]]
-MSL_KERNEL void kv_index_queries(msl_device float * q, msl_device const float2 * table, msl_constant gpu_index_queries & p, uint2 tg, ushort lane)
+// A lane holds values 128 · e + 4 · lane … of the row, 4 · EACH in all.
+template <ushort EACH>
+msl_inline void index_query(msl_device float *row, msl_device const float2 *table, msl_constant gpu_index_queries &p, ushort lane) {
+    const uint plain = p.dim - p.rope;
+    float4 v[EACH];
+    #pragma unroll
+    for (ushort e = 0; e < EACH; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        v[e] = i < p.dim ? *(msl_device const float4 *)(row + i) : float4(0.0f);
+    }
+    #pragma unroll
+    for (ushort e = 0; e < EACH; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        if (i >= plain && i < p.dim) { v[e].xy = kv_turn(v[e].xy, table[(i - plain) / 2]); }
+        if (i + 2 >= plain && i < p.dim) { v[e].zw = kv_turn(v[e].zw, table[(i + 2 - plain) / 2]); }
+    }
+    if (p.rounded != 0u) {
+        // Sylvester's matrix, as kv_hadamard.
+        #pragma unroll
+        for (ushort e = 0; e < EACH; ++e) {
+            v[e] = float4(v[e].x + v[e].y, v[e].x - v[e].y, v[e].z + v[e].w, v[e].z - v[e].w);
+            v[e] = float4(v[e].x + v[e].z, v[e].y + v[e].w, v[e].x - v[e].z, v[e].y - v[e].w);
+            #pragma unroll
+            for (ushort bit = 1; bit < 32; bit *= 2) {
+                const bool isUpper = (lane & bit) != 0;
+                #pragma unroll
+                for (ushort j = 0; j < 4; ++j) {
+                    const float own = v[e][j], other = simd_shuffle_xor(own, bit);
+                    v[e][j] = 4u * bit < p.dim ? kv_butterfly(own, other, isUpper) : own;
+                }
+            }
+        }
+        #pragma unroll
+        for (ushort step = 1; step < EACH; step *= 2) {
+            #pragma unroll
+            for (ushort e = 0; e < EACH; ++e) {
+                if ((e & step) == 0) {
+                    const float4 low = v[e], high = v[e + step];
+                    v[e] = low + high;
+                    v[e + step] = low - high;
+                }
+            }
+        }
+        const float factor = 1.0f / sqrt(float(p.dim));
+        #pragma unroll
+        for (ushort e = 0; e < EACH; ++e) {
+            const float4 x = v[e] * factor;
+            float most = max(max(fabs(x.x), fabs(x.y)), max(fabs(x.z), fabs(x.w)));
+            for (ushort bit = 1; bit < 8; bit *= 2) { most = max(most, simd_shuffle_xor(most, bit)); }
+            const uint scale = kv_fp4_scale(most);
+            const float inverse = kv_inverse_power(scale), power = kv_power(scale);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { v[e][j] = kv_e2m1_decode(kv_e2m1_encode(x[j] * inverse)) * power; }
+        }
+    }
+    #pragma unroll
+    for (ushort e = 0; e < EACH; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        if (i < p.dim) { *(msl_device float4 *)(row + i) = v[e]; }
+    }
+}
+
+[[max_total_threads_per_threadgroup(INDEX_THREADS)]]
+MSL_KERNEL void kv_index_queries(msl_device float * q, msl_device const float2 * table, msl_constant gpu_index_queries & p, uint2 tg, ushort sg, ushort lane)
+
 
 
 
 
 {
-    threadgroup_decl float v[KV_MOST_DIM];
-    msl_device float *row = q + (ulong(tg.y) * p.heads + tg.x) * p.dim;
-    for (uint i = lane; i < p.dim; i += 32) { v[i] = row[i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = lane; i < p.rope / 2; i += 32) {
-        kv_turn(v + p.dim - p.rope + 2 * i, table[ulong(tg.y) * (p.rope / 2) + i]);
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    if (p.rounded != 0u) {
-        kv_hadamard(v, p.dim, lane);
-        for (uint b = 0; b < p.dim / 32; ++b) {
-            const float x = v[32 * b + lane];
-            const uint scale = kv_fp4_scale(x);
-            row[32 * b + lane] = kv_e2m1_decode(kv_e2m1_encode(x * kv_inverse_power(scale))) * kv_power(scale);
-        }
+    const uint head = tg.x * (INDEX_THREADS / 32) + sg;
+    if (head >= p.heads) { return; }
+    msl_device float *row = q + (ulong(tg.y) * p.heads + head) * p.dim;
+    table += ulong(tg.y) * (p.rope / 2);
+    if (p.dim <= 128) {
+        index_query<1>(row, table, p, lane);
+    } else if (p.dim <= 256) {
+        index_query<2>(row, table, p, lane);
     } else {
-        for (uint i = lane; i < p.dim; i += 32) { row[i] = v[i]; }
+        index_query<4>(row, table, p, lane);
     }
 }
 
@@ -4174,6 +4365,456 @@ MSL_KERNEL void matmul_experts(msl_device const uchar * w, msl_device const floa
 #undef TILE_BODY
 }
 
+#line 1 "matmul_wide.metal"
+// matmul_wide.metal — matrices × many tokens where memory is the device's own.
+//
+//   half_pack             x [n, columns], order or nothing      -> packed halfs [columns / 8][stride][8]
+//   matmul_wide           up to 8 matrices × packed x            -> y [n, rows] each
+//   experts_gate_up_wide  sorted assignments                     -> packed SwiGLU(gate, up) · weight
+//   experts_down_wide     those                                  -> parts [assignments, D]
+//
+// Grid       pack: x tokens / 256, y columns / 64; matmul: x row tiles of 128 over all jobs, y tokens / 128;
+//            experts: x row tiles of 128 (gate_up; each of gate and up) or 256 (down), y tiles of 64 places
+// Precision  weights and activations rounded to half, sums f32
+// Arguments  gpu_pack, gpu_matvec, gpu_wide_experts in kernel_args.h
+// CPU twin   CKernels/matmul.c, which rounds activations to int8 instead
+// Origin     ours
+
+#line 1 "wide.h"
+// wide.h — products of 64 rows × N tokens by a team of four simdgroups: weights become halfs in the
+// registers that multiply, activations lie packed in threadgroup memory. For devices with memory of their
+// own: wgmma on Hopper, mma.sync on other NVIDIA GPUs, both from the same registers; the host emulates the
+// latter.
+//
+// Packed activations (half_pack): units of eight columns, [columns / 8][tokens][8] halfs. Among each 64
+// columns they are permuted so that a lane's fragments are 16 weights that lie together: of unit 2·s + h,
+// pair q, value j is column 16·q + 4·s + 2·h + j.
+#ifndef PYDS4_WIDE_H
+#define PYDS4_WIDE_H
+
+#line 13 "wide.h"
+using namespace metal;
+
+#define WIDE_K 64u
+#define WIDE_STAGES 4u
+#define WIDE_THREADS 256u
+
+// ---------------------------------------------------------------- weights
+
+// Sixteen weights of a lane as they lie in memory.
+struct wide_raw {
+    uint4 q;
+    uint4 more;  // F16: the other eight; else scales
+};
+
+template <uint T>
+msl_inline void wide_load(msl_device const uchar *w, ulong plane, ulong row, uint columns, uint k, msl_thread wide_raw &out) {
+    if (T == GPU_F16) {
+        msl_device const uint4 *p = (msl_device const uint4 *)(w + (row * columns + k) * 2);
+        out.q = p[0];
+        out.more = p[1];
+    } else if (T == GPU_Q8_0_PLANES) {
+        out.q = *(msl_device const uint4 *)(w + row * columns + k);
+        out.more.x = *(msl_device const ushort *)(w + plane + (row * columns + k) / 32 * 2);
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        const uint2 group = *(msl_device const uint2 *)(w + (row * columns + k) / 32 * 8);
+        out.q.x = group.x >> (k & 16u);
+        out.q.y = group.y;
+        out.more.x = *(msl_device const ushort *)(w + plane + (row * columns + k) / 256 * 2);
+    } else {  // Q2_K planes
+        const uint j = (k % 256u) / 16u, h = j / 8u, l = (j & 1u) * 16u;
+        const ulong block = (row * columns + k) / 256;
+        out.q = *(msl_device const uint4 *)(w + block * 64 + 32u * h + l);
+        out.more.x = w[plane + block * 16 + j];
+        out.more.y = *(msl_device const uint *)(w + plane + plane / 4 + block * 4);
+    }
+}
+
+// Four signed magnitudes of IQ2_XXS plus 128, by nibbles as in int8.h.
+msl_inline uint wide_select4(uint nibbles) {
+#ifdef MSL_CUDA
+    return __byte_perm(0x00ab9988u, 0x00556778u, nibbles);
+#else
+    uint out = 0;
+    for (ushort i = 0; i < 4; ++i) {
+        const uint n = nibbles >> (4 * i) & 7u;
+        out |= ((n < 4u ? 0x00ab9988u : 0x00556778u) >> (8u * (n & 3u)) & 255u) << (8 * i);
+    }
+    return out;
+#endif
+}
+
+// The lane's halfs: out[2·s] columns 4·s and 4·s + 1, out[2·s + 1] the two after them.
+template <uint T>
+msl_inline void wide_decode(msl_thread const wide_raw &raw, uint k, msl_threadgroup const uchar *table, uint copy, msl_thread uint *out) {
+    if (T == GPU_F16) {
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            out[i] = raw.q[i];
+            out[4 + i] = raw.more[i];
+        }
+    } else if (T == GPU_Q8_0_PLANES) {
+        const half2 d = half2(as_type<half>(ushort(raw.more.x)));
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint2 four = quant_signed_half4(raw.q[i], d);
+            out[2 * i] = four.x;
+            out[2 * i + 1] = four.y;
+        }
+    } else if (T == GPU_IQ2_XXS_PLANES) {
+        const float scale = float(as_type<half>(ushort(raw.more.x))) * float(2u * (raw.q.y >> 28) + 1u) * 0.125f;
+        const half2 d = half2(half(scale)), zero = half2(half(1152.0f));
+        const uint line = 4u * INT8_COPIES;
+        const uint signs = (k & 16u) != 0u ? raw.q.y >> 14 : raw.q.y;
+        #pragma unroll
+        for (ushort e = 0; e < 2; ++e) {
+            const uint entry = ((e == 0 ? raw.q.x * line : raw.q.x >> 3) & 255u * line) | copy;
+            const uint seven = ((e == 0 ? signs * line : signs >> 2) & 127u * line) | copy;
+            const uint nibbles = *(msl_threadgroup const uint *)(table + entry)
+                               | *(msl_threadgroup const uint *)(table + 256u * line + seven);
+            const uint a = wide_select4(nibbles), b = wide_select4(nibbles >> 16);
+            out[4 * e] = as_type<uint>((quant_bytes_half2(a, 0) - zero) * d);
+            out[4 * e + 1] = as_type<uint>((quant_bytes_half2(a, 1) - zero) * d);
+            out[4 * e + 2] = as_type<uint>((quant_bytes_half2(b, 0) - zero) * d);
+            out[4 * e + 3] = as_type<uint>((quant_bytes_half2(b, 1) - zero) * d);
+        }
+    } else {  // Q2_K planes
+        const uint shift = (k % 128u) / 32u * 2u;
+        const float scale = float(as_type<half>(ushort(raw.more.y & 0xffffu))) * float(raw.more.x & 15u);
+        const float least = float(as_type<half>(ushort(raw.more.y >> 16))) * float(raw.more.x >> 4);
+        const half2 d = half2(half(scale)), m = half2(half(least)), zero = half2(half(1024.0f));
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint two = (raw.q[i] >> shift) & 0x03030303u;
+            out[2 * i] = as_type<uint>((quant_bytes_half2(two, 0) - zero) * d - m);
+            out[2 * i + 1] = as_type<uint>((quant_bytes_half2(two, 1) - zero) * d - m);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- the product
+
+// acc += a · b for one step of 16 columns: `b` is its first unit of N tokens.
+template <ushort N>
+msl_inline void wide_step(msl_thread float *acc, msl_thread const uint *a, msl_threadgroup const uint4 *b, ushort lane) {
+#ifdef MSL_WGMMA
+    const ulong description = msl_wgmma_b(b, N * 16, 128);
+    if (N == 64) { msl_wgmma_n64(acc, a, description); } else { msl_wgmma_n128(acc, a, description); }
+#else
+    msl_threadgroup const uint *words = (msl_threadgroup const uint *)b;
+    #pragma unroll
+    for (ushort j = 0; j < N / 8; ++j) {
+        const uint token = 8 * j + lane / 4;
+        const uint pair[2] = {words[4 * token + lane % 4], words[4 * (N + token) + lane % 4]};
+        msl_mma_m16n8k16(acc + 4 * j, a, pair);
+    }
+#endif
+}
+
+msl_inline void wide_begin() {
+#ifdef MSL_WGMMA
+    msl_wgmma_begin();
+#endif
+}
+msl_inline void wide_end() {
+#ifdef MSL_WGMMA
+    msl_wgmma_end();
+#endif
+}
+msl_inline void wide_see_copies() {
+#ifdef MSL_WGMMA
+    msl_wgmma_see_copies();
+#endif
+}
+
+// What a team's lanes multiply: rows row[set] + 16·(simdgroup % 4) + lane / 4, and eight further.
+template <ushort SETS>
+struct wide_weights {
+    msl_device const uchar *w[SETS];
+    ulong row[SETS];
+    uint last[SETS];  // rows that there are behind row[set]: further ones repeat the last
+    ulong plane;
+    uint columns;
+};
+
+// Fetches a stage: 64 columns of `tokens` tokens, the last of which stands in for those behind it.
+template <ushort N>
+msl_inline void wide_fetch(msl_device const uint4 *x, uint stride, uint first, uint tokens, uint k, msl_threadgroup uint4 *stage, ushort tid) {
+    #pragma unroll
+    for (uint i = 0; i < N * 8u / WIDE_THREADS; ++i) {
+        const uint at = i * WIDE_THREADS + tid, unit = at / N, token = at % N;
+        msl_copy16(stage + at, x + ulong(k / 8 + unit) * stride + first + min(token, tokens - 1));
+    }
+}
+
+// acc[set][N / 2] of one team, as mma leaves them: acc[4·j + c] is row lane / 4 + 8·(c / 2), token
+// 8·j + 2·(lane % 4) + c % 2. `x`: the first column's units. All threads of the threadgroup must call.
+template <uint T, ushort SETS, ushort N>
+msl_inline void wide_product(msl_thread const wide_weights<SETS> &weights, msl_device const uint4 *x, uint stride, uint first, uint tokens,
+                         msl_threadgroup uint4 *ring, msl_threadgroup const uchar *table, ushort tid, ushort sg, ushort lane,
+                         msl_thread float (&acc)[SETS][N / 2]) {
+    const uint steps = weights.columns / WIDE_K, size = N * 8u;
+    #pragma unroll
+    for (ushort s = 0; s < SETS; ++s) {
+        #pragma unroll
+        for (ushort i = 0; i < N / 2; ++i) { acc[s][i] = 0.0f; }
+    }
+    #pragma unroll
+    for (uint i = 0; i < WIDE_STAGES - 1; ++i) {
+        if (i < steps) { wide_fetch<N>(x, stride, first, tokens, i * WIDE_K, ring + i * size, tid); }
+        msl_copy_commit();
+    }
+    const uint copy = lane % INT8_COPIES * 4u, own = 16u * (sg & 3) + lane / 4, shift = 16u * (lane & 3);
+    wide_raw raw[SETS][2];
+    #pragma unroll
+    for (ushort s = 0; s < SETS; ++s) {
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            wide_load<T>(weights.w[s], weights.plane, weights.row[s] + min(own + 8u * i, weights.last[s]), weights.columns,
+                         shift, raw[s][i]);
+        }
+    }
+    #pragma unroll(1)
+    for (uint i = 0; i < steps; ++i) {
+        msl_copy_wait<WIDE_STAGES - 2>();
+        wide_see_copies();
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        // Everyone is past the step that read the stage this overwrites.
+        const uint ahead = i + WIDE_STAGES - 1;
+        if (ahead < steps) {
+            wide_fetch<N>(x, stride, first, tokens, ahead * WIDE_K, ring + ahead % WIDE_STAGES * size, tid);
+        }
+        msl_copy_commit();
+        uint a[SETS][4][4];
+        const uint k = i * WIDE_K + shift;
+        #pragma unroll
+        for (ushort s = 0; s < SETS; ++s) {
+            #pragma unroll
+            for (ushort r = 0; r < 2; ++r) {
+                uint halfs[8];
+                wide_decode<T>(raw[s][r], k, table, copy, halfs);
+                #pragma unroll
+                for (ushort j = 0; j < 4; ++j) {
+                    a[s][j][r] = halfs[2 * j];
+                    a[s][j][2 + r] = halfs[2 * j + 1];
+                }
+                if (i + 1 < steps) {
+                    wide_load<T>(weights.w[s], weights.plane, weights.row[s] + min(own + 8u * r, weights.last[s]),
+                                 weights.columns, k + WIDE_K, raw[s][r]);
+                }
+            }
+        }
+        msl_threadgroup const uint4 *stage = ring + i % WIDE_STAGES * size;
+        wide_begin();
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            #pragma unroll
+            for (ushort s = 0; s < SETS; ++s) { wide_step<N>(acc[s], a[s][j], stage + 2 * j * N, lane); }
+        }
+        wide_end();
+    }
+}
+#endif
+
+#line 16 "matmul_wide.metal"
+#line 17 "matmul_wide.metal"
+using namespace metal;
+
+#define MSL_BLOCKS_matmul_wide 2
+#define MSL_BLOCKS_experts_gate_up_wide 2
+#define MSL_BLOCKS_experts_down_wide 2
+#define WIDE_ROWS 128u
+#define WIDE_TOKENS 128
+#define WIDE_PLACES 64
+
+// One thread: 64 columns of a token.
+MSL_KERNEL void half_pack(msl_device const float * x, msl_device const uint * order, msl_device uint4 * out, msl_constant gpu_pack & p, uint2 i)
+
+
+
+
+{
+    if (i.x >= p.n) { return; }
+    const uint token = p.gather == 0u ? i.x : order[i.x] / p.gather;
+    msl_device const float *from = x + ulong(token) * p.ldx + i.y * WIDE_K;
+    #pragma unroll
+    for (ushort s = 0; s < 4; ++s) {
+        uint2 four[4];
+        #pragma unroll
+        for (ushort q = 0; q < 4; ++q) {
+            four[q] = as_type<uint2>(half4(*(msl_device const float4 *)(from + 16 * q + 4 * s)));
+        }
+        msl_device uint4 *unit = out + ulong(i.y * 8u + 2 * s) * p.stride + i.x;
+        unit[0] = uint4(four[0].x, four[1].x, four[2].x, four[3].x);
+        unit[p.stride] = uint4(four[0].y, four[1].y, four[2].y, four[3].y);
+    }
+}
+
+template <uint T>
+msl_inline void wide_job(msl_device const uchar *w, msl_constant gpu_matrix_job &job, uint row, msl_device const uint4 *x, uint stride, uint first,
+                     uint n, msl_device float *y, msl_threadgroup uint4 *ring, ushort tid, ushort sg, ushort lane) {
+    wide_weights<1> weights;
+    weights.w[0] = w;
+    // A team past the last row repeats it; nothing is written.
+    weights.row[0] = min(row + 64u * (sg / 4), job.rows - 1);
+    weights.last[0] = job.rows - 1 - uint(weights.row[0]);
+    weights.plane = job.plane;
+    weights.columns = job.columns;
+    float acc[1][WIDE_TOKENS / 2];
+    msl_device const uint4 *from = x + ulong(row / job.group_rows) * (job.columns / 8) * stride;
+    wide_product<T, 1, WIDE_TOKENS>(weights, from, stride, first, n, ring, (msl_threadgroup const uchar *)0, tid, sg, lane, acc);
+    const uint mine = row + 64u * (sg / 4) + 16u * (sg & 3) + lane / 4;
+    #pragma unroll
+    for (ushort j = 0; j < WIDE_TOKENS / 8; ++j) {
+        #pragma unroll
+        for (ushort c = 0; c < 4; ++c) {
+            const uint token = 8u * j + 2u * (lane & 3) + c % 2, r = mine + 8u * (c / 2);
+            if (token < n && r < job.rows) { y[job.out + ulong(first + token) * job.rows + r] = acc[0][4 * j + c]; }
+        }
+    }
+}
+
+[[max_total_threads_per_threadgroup(WIDE_THREADS)]]
+MSL_KERNEL void matmul_wide(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const uint4 * x, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+{
+#ifdef MSL_CUDA
+    msl_threadgroup uint4 *ring = (msl_threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
+#else
+    threadgroup_decl uint4 ring[WIDE_STAGES * WIDE_TOKENS * 8];
+#endif
+    uint j = 0;
+    while (j + 1u < p.jobs && tg.x >= p.job[j + 1u].first_tile) { j += 1u; }
+    msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
+                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint row = (tg.x - p.job[j].first_tile) * WIDE_ROWS, first = tg.y * WIDE_TOKENS;
+    const uint n = min(p.n - first, uint(WIDE_TOKENS));
+    if (p.job[j].type == GPU_F16) {
+        wide_job<GPU_F16>(w, p.job[j], row, x, p.ldx, first, n, y, ring, tid, sg, lane);
+    } else {
+        wide_job<GPU_Q8_0_PLANES>(w, p.job[j], row, x, p.ldx, first, n, y, ring, tid, sg, lane);
+    }
+}
+
+// ---------------------------------------------------------------- experts
+
+// tiles[i] = (expert, first place, places, 0); those past the last one have no places.
+[[max_total_threads_per_threadgroup(WIDE_THREADS)]]
+MSL_KERNEL void experts_gate_up_wide(msl_device const uchar * gate, msl_device const uchar * up, msl_device const uint4 * x, msl_device const uint4 * tiles, msl_device const uint * order, msl_device const float * weights, msl_device uint4 * h, msl_constant gpu_wide_experts & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+{
+#ifdef MSL_CUDA
+    msl_threadgroup uint4 *ring = (msl_threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
+#else
+    threadgroup_decl uint4 ring[WIDE_STAGES * WIDE_PLACES * 8];
+#endif
+    threadgroup_decl uint4 table[INT8_TABLE / 4];
+    const uint4 tile = tiles[tg.y];
+    if (tile.z == 0u) { return; }
+    int8_fill_table(table, tid, WIDE_THREADS);
+    // A team's 64 rows of gate and the same ones of up: `rows` is a multiple of 64.
+    const uint row = min(tg.x * WIDE_ROWS + 64u * (sg / 4), p.rows - 64u);
+    wide_weights<2> both;
+    both.w[0] = gate;
+    both.w[1] = up;
+    for (ushort s = 0; s < 2; ++s) {
+        both.row[s] = ulong(tile.x) * p.rows + row;
+        both.last[s] = 63;
+    }
+    both.plane = p.plane;
+    both.columns = p.columns;
+    float acc[2][WIDE_PLACES / 2];
+    wide_product<GPU_IQ2_XXS_PLANES, 2, WIDE_PLACES>(both, x, p.stride, tile.y, tile.z, ring, (msl_threadgroup const uchar *)table,
+                                                    tid, sg, lane, acc);
+    // Packed as the next product wants it: these 64 rows are 64 of its columns.
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    msl_threadgroup half *packed = (msl_threadgroup half *)(ring + (sg / 4) * (8 * WIDE_PLACES));
+    #pragma unroll
+    for (ushort j = 0; j < WIDE_PLACES / 8; ++j) {
+        #pragma unroll
+        for (ushort c = 0; c < 4; ++c) {
+            const uint token = 8u * j + 2u * (lane & 3) + c % 2, e = lane / 4 + 8u * (c / 2);
+            const float weight = weights[order[tile.y + min(token, tile.z - 1)]];
+            const float value = experts_glu(acc[0][4 * j + c], acc[1][4 * j + c], p.clamp) * weight;
+            packed[(e / 2 * WIDE_PLACES + token) * 8 + 2 * (sg & 3) + e % 2] = half(value);
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = tid & 127; i < 8 * WIDE_PLACES; i += 128) {
+        const uint unit = i / WIDE_PLACES, token = i % WIDE_PLACES;
+        if (token < tile.z) {
+            h[ulong(row / 8 + unit) * p.stride + tile.y + token] = ring[(sg / 4) * (8 * WIDE_PLACES) + i];
+        }
+    }
+}
+
+[[max_total_threads_per_threadgroup(WIDE_THREADS)]]
+MSL_KERNEL void experts_down_wide(msl_device const uchar * down, msl_device const uint4 * h, msl_device float * parts, msl_device const uint4 * tiles, msl_constant gpu_wide_experts & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+{
+#ifdef MSL_CUDA
+    msl_threadgroup uint4 *ring = (msl_threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
+#else
+    threadgroup_decl uint4 ring[WIDE_STAGES * WIDE_PLACES * 8];
+#endif
+    const uint4 tile = tiles[tg.y];
+    if (tile.z == 0u) { return; }
+    wide_weights<2> both;
+    for (ushort s = 0; s < 2; ++s) {
+        const uint row = min(tg.x * 2u * WIDE_ROWS + 128u * (sg / 4) + 64u * s, p.rows - 1);
+        both.w[s] = down;
+        both.row[s] = ulong(tile.x) * p.rows + row;
+        both.last[s] = p.rows - 1 - row;
+    }
+    both.plane = p.plane;
+    both.columns = p.columns;
+    float acc[2][WIDE_PLACES / 2];
+    wide_product<GPU_Q2_K_PLANES, 2, WIDE_PLACES>(both, h, p.stride, tile.y, tile.z, ring, (msl_threadgroup const uchar *)0, tid, sg,
+                                                 lane, acc);
+    #pragma unroll
+    for (ushort s = 0; s < 2; ++s) {
+        const uint mine = tg.x * 2u * WIDE_ROWS + 128u * (sg / 4) + 64u * s + 16u * (sg & 3) + lane / 4;
+        #pragma unroll
+        for (ushort j = 0; j < WIDE_PLACES / 8; ++j) {
+            #pragma unroll
+            for (ushort c = 0; c < 4; ++c) {
+                const uint token = 8u * j + 2u * (lane & 3) + c % 2, r = mine + 8u * (c / 2);
+                if (token < tile.z && r < p.rows) { parts[ulong(tile.y + token) * p.rows + r] = acc[s][4 * j + c]; }
+            }
+        }
+    }
+}
+
 #line 1 "matvec_int8.metal"
 // matvec_int8.metal — matrices × a few tokens, their activations as 16-bit integers.
 //
@@ -4516,7 +5157,7 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
 #line 1 "rms_norm.metal"
 // rms_norm.metal — y = x / sqrt(mean(x²) + eps) · weight
 //
-//   rms_norm_f32   x [n, width], weight [width]   -> y [n, width]
+//   rms_norm_f32   x [n, width], weight [width]   -> y [n, width]; width a multiple of 4
 //
 // Grid       one threadgroup a row
 // Precision  f32
@@ -4527,7 +5168,10 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
 #line 12 "rms_norm.metal"
 using namespace metal;
 
-[[max_total_threads_per_threadgroup(256)]]
+#define NORM_THREADS 256
+#define NORM_MOST 2  // quads a thread keeps from the sum to the product; what is beyond is read again
+
+[[max_total_threads_per_threadgroup(NORM_THREADS)]]
 MSL_KERNEL void rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, msl_constant gpu_rms_norm & p, uint row, ushort tid, ushort sg, ushort lane)
 
 
@@ -4538,12 +5182,33 @@ MSL_KERNEL void rms_norm_f32(msl_device const float * x, msl_device const float 
 
 {
     threadgroup_decl float partial[32];
-    msl_device const float *from = x + ulong(row) * p.width;
-    msl_device float *to = y + ulong(row) * p.width;
+    const uint quads = p.width / 4;
+    msl_device const float4 *from = (msl_device const float4 *)(x + ulong(row) * p.width);
+    msl_device const float4 *factor = (msl_device const float4 *)weight;
+    msl_device float4 *to = (msl_device float4 *)(y + ulong(row) * p.width);
+    float4 v[NORM_MOST];
+    float4 w[NORM_MOST];
+    #pragma unroll
+    for (ushort i = 0; i < NORM_MOST; ++i) {
+        const uint at = i * NORM_THREADS + tid;
+        v[i] = float4(0.0f);
+        w[i] = float4(0.0f);
+        if (at < quads) {
+            v[i] = from[at];
+            w[i] = factor[at];
+        }
+    }
     float sum = 0.0f;
-    for (uint i = tid; i < p.width; i += 256) { sum += from[i] * from[i]; }
-    const float scale = reduce_rms(reduce_sum(sum, partial, 8, sg, lane), p.width, p.epsilon);
-    for (uint i = tid; i < p.width; i += 256) { to[i] = from[i] * scale * weight[i]; }
+    for (uint i = NORM_MOST * NORM_THREADS + tid; i < quads; i += NORM_THREADS) { sum += dot(from[i], from[i]); }
+    #pragma unroll
+    for (ushort i = 0; i < NORM_MOST; ++i) { sum += dot(v[i], v[i]); }
+    const float scale = reduce_rms(reduce_sum(sum, partial, NORM_THREADS / 32, sg, lane), p.width, p.epsilon);
+    #pragma unroll
+    for (ushort i = 0; i < NORM_MOST; ++i) {
+        const uint at = i * NORM_THREADS + tid;
+        if (at < quads) { to[at] = v[i] * scale * w[i]; }
+    }
+    for (uint i = NORM_MOST * NORM_THREADS + tid; i < quads; i += NORM_THREADS) { to[i] = from[i] * scale * factor[i]; }
 }
 
 #line 1 "rope.metal"
@@ -4552,7 +5217,7 @@ MSL_KERNEL void rms_norm_f32(msl_device const float * x, msl_device const float 
 //   rope_table_f32     positions [n], frequencies [pairs]   -> table [n, pairs, 2] of (cos, sin)
 //   rope_queries_f32   q [n, heads, dim], table             -> each head normed, then rotated
 //
-// Grid       table: one thread a pair; queries: x heads, y tokens, one simdgroup each
+// Grid       table: one thread a pair; queries: x eight heads, a simdgroup each, y tokens
 // Precision  f32; the angle is rounded to f32 before the cosine, as the reference implementation does
 // CPU twin   CKernels/rope.c, rms_norm.c
 // Origin     ours
@@ -4572,28 +5237,47 @@ MSL_KERNEL void rope_table_f32(msl_device const int * positions, msl_device cons
     table[i] = float2(precise::cos(angle), precise::sin(angle));
 }
 
-[[max_total_threads_per_threadgroup(32)]]
-MSL_KERNEL void rope_queries_f32(msl_device float * q, msl_device const float2 * table, msl_constant gpu_queries & p, uint2 tg, ushort lane)
+// Four pieces of 128 values at most: a lane has 4 · lane … of each, read once.
+#define ROPE_PIECES 4
+#define ROPE_THREADS 256
+
+msl_inline float2 rope_turn(float2 v, float2 turn) {
+    return float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+[[max_total_threads_per_threadgroup(ROPE_THREADS)]]
+MSL_KERNEL void rope_queries_f32(msl_device float * q, msl_device const float2 * table, msl_constant gpu_queries & p, uint2 tg, ushort sg, ushort lane)
+
 
 
 
 
 {
-    msl_device float2 *row = (msl_device float2 *)(q + (ulong(tg.y) * p.heads + tg.x) * p.dim);
-    const uint pairs = p.dim / 2, plain = (p.dim - p.rope) / 2;
+    const uint head = tg.x * (ROPE_THREADS / 32) + sg, plain = p.dim - p.rope;
+    if (head >= p.heads) { return; }
+    msl_device float *row = q + (ulong(tg.y) * p.heads + head) * p.dim;
+    table += ulong(tg.y) * (p.rope / 2);
+    float4 v[ROPE_PIECES];
+    float4 turn[ROPE_PIECES];  // of the piece's two pairs
     float sum = 0.0f;
-    for (uint i = lane; i < pairs; i += 32) {
-        const float2 v = row[i];
-        sum += dot(v, v);
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        v[e] = float4(0.0f);
+        turn[e] = float4(1.0f, 0.0f, 1.0f, 0.0f);
+        if (i < p.dim) { v[e] = *(msl_device const float4 *)(row + i); }
+        if (i < p.dim && i >= plain) { turn[e].xy = table[(i - plain) / 2]; }
+        if (i < p.dim && i + 2 >= plain) { turn[e].zw = table[(i + 2 - plain) / 2]; }
     }
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) { sum += dot(v[e], v[e]); }
     const float scale = reduce_rms(simd_sum(sum), p.dim, p.epsilon);
-    for (uint i = lane; i < pairs; i += 32) {
-        const float2 v = row[i] * scale;
-        if (i < plain) {
-            row[i] = v;
-        } else {
-            const float2 turn = table[ulong(tg.y) * (p.rope / 2) + i - plain];
-            row[i] = float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        const float4 x = v[e] * scale;
+        if (i < p.dim) {
+            *(msl_device float4 *)(row + i) = float4(rope_turn(x.xy, turn[e].xy), rope_turn(x.zw, turn[e].zw));
         }
     }
 }
@@ -4607,7 +5291,7 @@ MSL_KERNEL void rope_queries_f32(msl_device float * q, msl_device const float2 *
 // scores = sqrt(softplus(logits)); the highest of score + bias (ties: the lower id); weights = their
 // scores / sum · scale.
 //
-// Grid       one simdgroup a token
+// Grid       one threadgroup a token; of router_hash one simdgroup
 // Precision  f32
 // CPU twin   CKernels/router.c
 // Origin     ours
@@ -4616,7 +5300,7 @@ MSL_KERNEL void rope_queries_f32(msl_device float * q, msl_device const float2 *
 using namespace metal;
 
 #define ROUTER_MOST 1024
-#define ROUTER_MOST_USED 32
+#define ROUTER_THREADS 256
 
 msl_inline float router_score(float logit) {
     // log(1 + e^x): for small e^x the series is closer than the sum's rounding.
@@ -4625,16 +5309,61 @@ msl_inline float router_score(float logit) {
     return sqrt(logit > 20.0f ? logit : soft);
 }
 
-// Lane j < used holds id j.
-msl_inline void router_weigh(msl_device const float *logits, uint id, uint used, float scale, msl_device float *weights,
-                         ushort lane) {
-    const float score = lane < used ? router_score(logits[id]) : 0.0f;
-    const float sum = simd_sum(score);
+// Lane j < used holds the score of place j.
+msl_inline void router_weigh(float score, uint used, float scale, msl_device float *weights, ushort lane) {
+    const float sum = simd_sum(lane < used ? score : 0.0f);
     if (lane < used) { weights[lane] = score / sum * scale; }
 }
 
-[[max_total_threads_per_threadgroup(32)]]
-MSL_KERNEL void router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, msl_constant gpu_router & p, uint token, ushort lane)
+// Larger for larger keys; a NaN comes behind all numbers, and 0 behind that. A key is never -0.
+msl_inline uint router_order(float key) {
+    const uint bits = as_type<uint>(key);
+    return key != key ? 1u : (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
+msl_inline uint router_most(uint v) {
+#ifdef MSL_CUDA
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    return simd_max(v);
+#endif
+}
+
+msl_inline uint router_least(uint v) {
+#ifdef MSL_CUDA
+    return __reduce_min_sync(0xffffffffu, v);
+#else
+    return simd_min(v);
+#endif
+}
+
+// One simdgroup takes the `used` highest of up to 32 · EACH keys, one after the other. Lane j gets place j.
+template <ushort EACH>
+msl_inline uint router_choose(msl_threadgroup const uint *keys, uint experts, uint used, ushort lane) {
+    uint own[EACH];
+    #pragma unroll
+    for (ushort i = 0; i < EACH; ++i) { own[i] = 32u * i + lane < experts ? keys[32 * i + lane] : 0u; }
+    uint mine = 0;
+    for (uint j = 0; j < used; ++j) {
+        uint best = own[0], at = 0;
+        #pragma unroll
+        for (ushort i = 1; i < EACH; ++i) {
+            at = own[i] > best ? i : at;
+            best = max(best, own[i]);
+        }
+        const uint most = router_most(best), id = 32 * at + lane;
+        const uint chosen = router_least(best == most ? id : 0xffffu);
+        #pragma unroll
+        for (ushort i = 0; i < EACH; ++i) { own[i] = 32u * i + lane == chosen ? 0u : own[i]; }
+        mine = lane == j ? chosen : mine;
+    }
+    return mine;
+}
+
+[[max_total_threads_per_threadgroup(ROUTER_THREADS)]]
+MSL_KERNEL void router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, msl_constant gpu_router & p, uint token, ushort tid, ushort sg, ushort lane)
+
+
 
 
 
@@ -4642,29 +5371,21 @@ MSL_KERNEL void router_top_k(msl_device const float * logits, msl_device const f
 
 
 {
-    threadgroup_decl float keys[ROUTER_MOST];
+    threadgroup_decl uint keys[ROUTER_MOST];
+    threadgroup_decl float scores[ROUTER_MOST];
     msl_device const float *line = logits + ulong(token) * p.experts;
-    for (uint e = lane; e < p.experts; e += 32) {
-        const float key = router_score(line[e]) + bias[e];
-        keys[e] = key == key ? key : -3.0e38f;
+    for (uint e = tid; e < p.experts; e += ROUTER_THREADS) {
+        const float offset = bias[e], logit = line[e], score = router_score(logit);
+        keys[e] = router_order(logit == logit ? score + offset : logit);
+        scores[e] = score;
     }
-    uint mine = 0;
-    for (uint j = 0; j < p.used; ++j) {
-        float best = -3.4e38f;
-        uint id = 0xffffu;
-        for (uint e = lane; e < p.experts; e += 32) {
-            if (keys[e] > best) {
-                best = keys[e];
-                id = e;
-            }
-        }
-        const float most = simd_max(best);
-        const uint chosen = simd_min(best == most ? id : 0xffffu);
-        if (lane == chosen % 32u) { keys[chosen] = -3.4e38f; }
-        if (lane == j) { mine = chosen; }
-    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg != 0) { return; }
+    const uint mine = p.experts <= 256 ? router_choose<8>(keys, p.experts, p.used, lane)
+                    : p.experts <= 512 ? router_choose<16>(keys, p.experts, p.used, lane)
+                    : router_choose<32>(keys, p.experts, p.used, lane);
     if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(mine); }
-    router_weigh(line, mine, p.used, p.scale, weights + ulong(token) * p.used, lane);
+    router_weigh(scores[mine], p.used, p.scale, weights + ulong(token) * p.used, lane);
 }
 
 [[max_total_threads_per_threadgroup(32)]]
@@ -4679,7 +5400,8 @@ MSL_KERNEL void router_hash(msl_device const float * logits, msl_device const in
 {
     const uint id = lane < p.used ? uint(table[ulong(tokens[token]) * p.used + lane]) : 0u;
     if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(id); }
-    router_weigh(logits + ulong(token) * p.experts, id, p.used, p.scale, weights + ulong(token) * p.used, lane);
+    const float score = router_score(logits[ulong(token) * p.experts + id]);
+    router_weigh(score, p.used, p.scale, weights + ulong(token) * p.used, lane);
 }
 
 #line 1 "sampling.metal"
@@ -4784,19 +5506,19 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS, MSL_BLOCKS_attention
 #ifndef MSL_BLOCKS_compressor_step
 #define MSL_BLOCKS_compressor_step 1
 #endif
-extern "C" __global__ void __launch_bounds__(POOL_THREADS, MSL_BLOCKS_compressor_step) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_step(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(KV_THREADS, MSL_BLOCKS_compressor_step) msl_compressor_step(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_step(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_compressor_rows)
 #ifndef MSL_BLOCKS_compressor_rows
 #define MSL_BLOCKS_compressor_rows 1
 #endif
-extern "C" __global__ void __launch_bounds__(POOL_THREADS, MSL_BLOCKS_compressor_rows) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_rows(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(POOL_ROW_THREADS, MSL_BLOCKS_compressor_rows) msl_compressor_rows(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const float * norm, msl_device const float * frequencies, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_rows(kv, gate, bias, norm, frequencies, positions, sessions, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_compressor_state)
 #ifndef MSL_BLOCKS_compressor_state
 #define MSL_BLOCKS_compressor_state 1
 #endif
-extern "C" __global__ void __launch_bounds__(POOL_THREADS, MSL_BLOCKS_compressor_state) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_state(kv, gate, bias, positions, sessions, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
+extern "C" __global__ void __launch_bounds__(256, MSL_BLOCKS_compressor_state) msl_compressor_state(msl_device const float * kv, msl_device const float * gate, msl_device const float * bias, msl_device const int * positions, msl_device const kv_page * sessions, const __grid_constant__ gpu_compressor p) { MSL_ENTER compressor_state(kv, gate, bias, positions, sessions, p, msl_builtin<uint>(msl_thread_position_in_grid())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_copy_many)
 #ifndef MSL_BLOCKS_copy_many
@@ -4904,13 +5626,13 @@ extern "C" __global__ void __launch_bounds__(TOP_THREADS, MSL_BLOCKS_indexer_top
 #ifndef MSL_BLOCKS_kv_key_rows
 #define MSL_BLOCKS_kv_key_rows 1
 #endif
-extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_kv_key_rows) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { MSL_ENTER kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(KV_THREADS, MSL_BLOCKS_kv_key_rows) msl_kv_key_rows(msl_device const float * kv, msl_device const float * norm, msl_device const float2 * table, msl_device uchar * rows, const __grid_constant__ gpu_key_rows p) { MSL_ENTER kv_key_rows(kv, norm, table, rows, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_kv_index_queries)
 #ifndef MSL_BLOCKS_kv_index_queries
 #define MSL_BLOCKS_kv_index_queries 1
 #endif
-extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_kv_index_queries) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { MSL_ENTER kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(INDEX_THREADS, MSL_BLOCKS_kv_index_queries) msl_kv_index_queries(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_index_queries p) { MSL_ENTER kv_index_queries(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_common)
 #ifndef MSL_BLOCKS_matvec_common
@@ -4966,6 +5688,30 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MSL_BLOCKS_matmul_til
 #endif
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, MSL_BLOCKS_matmul_experts) msl_matmul_experts(msl_device const uchar * w, msl_device const float * x, msl_device float * y, msl_device const uint4 * tiles, msl_device const uint * order, const __grid_constant__ gpu_matmul p) { MSL_ENTER matmul_experts(w, x, y, tiles, order, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_half_pack)
+#ifndef MSL_BLOCKS_half_pack
+#define MSL_BLOCKS_half_pack 1
+#endif
+extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_half_pack) msl_half_pack(msl_device const float * x, msl_device const uint * order, msl_device uint4 * out, const __grid_constant__ gpu_pack p) { MSL_ENTER half_pack(x, order, out, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_matmul_wide)
+#ifndef MSL_BLOCKS_matmul_wide
+#define MSL_BLOCKS_matmul_wide 1
+#endif
+extern "C" __global__ void __launch_bounds__(WIDE_THREADS, MSL_BLOCKS_matmul_wide) msl_matmul_wide(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const uint4 * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matmul_wide(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_gate_up_wide)
+#ifndef MSL_BLOCKS_experts_gate_up_wide
+#define MSL_BLOCKS_experts_gate_up_wide 1
+#endif
+extern "C" __global__ void __launch_bounds__(WIDE_THREADS, MSL_BLOCKS_experts_gate_up_wide) msl_experts_gate_up_wide(msl_device const uchar * gate, msl_device const uchar * up, msl_device const uint4 * x, msl_device const uint4 * tiles, msl_device const uint * order, msl_device const float * weights, msl_device uint4 * h, const __grid_constant__ gpu_wide_experts p) { MSL_ENTER experts_gate_up_wide(gate, up, x, tiles, order, weights, h, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_experts_down_wide)
+#ifndef MSL_BLOCKS_experts_down_wide
+#define MSL_BLOCKS_experts_down_wide 1
+#endif
+extern "C" __global__ void __launch_bounds__(WIDE_THREADS, MSL_BLOCKS_experts_down_wide) msl_experts_down_wide(msl_device const uchar * down, msl_device const uint4 * h, msl_device float * parts, msl_device const uint4 * tiles, const __grid_constant__ gpu_wide_experts p) { MSL_ENTER experts_down_wide(down, h, parts, tiles, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_int8)
 #ifndef MSL_BLOCKS_matvec_int8
 #define MSL_BLOCKS_matvec_int8 1
@@ -4982,7 +5728,7 @@ extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32, MSL_BLOCKS_ma
 #ifndef MSL_BLOCKS_rms_norm_f32
 #define MSL_BLOCKS_rms_norm_f32 1
 #endif
-extern "C" __global__ void __launch_bounds__(256, MSL_BLOCKS_rms_norm_f32) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { MSL_ENTER rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(NORM_THREADS, MSL_BLOCKS_rms_norm_f32) msl_rms_norm_f32(msl_device const float * x, msl_device const float * weight, msl_device float * y, const __grid_constant__ gpu_rms_norm p) { MSL_ENTER rms_norm_f32(x, weight, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rope_table_f32)
 #ifndef MSL_BLOCKS_rope_table_f32
@@ -4994,13 +5740,13 @@ extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_rope_table_f32) ms
 #ifndef MSL_BLOCKS_rope_queries_f32
 #define MSL_BLOCKS_rope_queries_f32 1
 #endif
-extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_rope_queries_f32) msl_rope_queries_f32(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_queries p) { MSL_ENTER rope_queries_f32(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(ROPE_THREADS, MSL_BLOCKS_rope_queries_f32) msl_rope_queries_f32(msl_device float * q, msl_device const float2 * table, const __grid_constant__ gpu_queries p) { MSL_ENTER rope_queries_f32(q, table, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_router_top_k)
 #ifndef MSL_BLOCKS_router_top_k
 #define MSL_BLOCKS_router_top_k 1
 #endif
-extern "C" __global__ void __launch_bounds__(32, MSL_BLOCKS_router_top_k) msl_router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { MSL_ENTER router_top_k(logits, bias, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(ROUTER_THREADS, MSL_BLOCKS_router_top_k) msl_router_top_k(msl_device const float * logits, msl_device const float * bias, msl_device int * ids, msl_device float * weights, const __grid_constant__ gpu_router p) { MSL_ENTER router_top_k(logits, bias, ids, weights, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_router_hash)
 #ifndef MSL_BLOCKS_router_hash

@@ -98,6 +98,22 @@ struct gpu_matmul {
     uint64_t plane;
 };
 
+/* x, rounded to half, in the order that wide products read it. */
+struct gpu_pack {
+    uint32_t n;      /* tokens, or places of sorted assignments */
+    uint32_t ldx;
+    uint32_t stride; /* tokens between units of eight columns */
+    uint32_t gather; /* 0: token m is row m of x; else row order[m] / gather */
+};
+
+struct gpu_wide_experts {
+    uint32_t rows;    /* of one expert */
+    uint32_t columns;
+    uint32_t stride;  /* of the packed input, and of gate_up's output */
+    float clamp;
+    uint64_t plane;
+};
+
 struct gpu_rms_norm {
     uint32_t width;
     float epsilon;
@@ -228,9 +244,33 @@ enum { GPU_MOST_COPIES = 96 };
 #endif
 
 #line 6 "kv_rows.h"
+#line 1 "reduce.h"
+// reduce.h — sums over a threadgroup.
+#ifndef PYDS4_REDUCE_H
+#define PYDS4_REDUCE_H
+#include <metal_stdlib>
+using namespace metal;
+
+// The sum of `value` over all `simdgroups`, the same in every thread. `partial` [32] may be used again
+// behind the next barrier only.
+inline float reduce_sum(float value, threadgroup float *partial, ushort simdgroups, ushort sg, ushort lane) {
+    const float sum = simd_sum(value);
+    if (lane == 0) { partial[sg] = sum; }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return simd_sum(lane < simdgroups ? partial[lane] : 0.0f);
+}
+
+inline float reduce_rms(float squares, uint count, float epsilon) {
+    return rsqrt(squares * (1.0f / float(count)) + epsilon);
+}
+
+#endif
+
+#line 7 "kv_rows.h"
 using namespace metal;
 
 #define KV_MOST_DIM 512
+#define KV_THREADS (KV_MOST_DIM / 2)
 
 // A page of rows. Its address is the GPU's.
 struct kv_page {
@@ -246,11 +286,12 @@ inline device uchar *kv_row(device const kv_page *pages, uint rows_per_page, uin
     return pages[row / rows_per_page].rows + ulong(row % rows_per_page) * row_bytes;
 }
 
-// The biased exponent of the smallest power of two >= x; 0 stands for 2^-127.
+// The biased exponent of the smallest power of two >= x, 2^119 at most so that the largest code stays finite;
+// 0 stands for 2^-127.
 inline uint kv_exponent_above(float x) {
     const uint bits = as_type<uint>(x);
     const uint e = ((bits >> 23) & 0xffu) + ((bits & 0x7fffffu) != 0u ? 1u : 0u);
-    return min(e, 254u);
+    return min(e, 246u);
 }
 
 // 2^(e - 127) and its inverse.
@@ -367,87 +408,95 @@ inline float kv_share_rope(thread kv_share &v, uint i, uint t, uint threads) {
     return float(int(bits << 11) >> 11) * (kv_power(v.scales.y >> 24) * 9.5367431640625e-7f);
 }
 
-// One simdgroup rotates v [dim] in threadgroup memory by Sylvester's matrix / √dim.
-inline void kv_hadamard(threadgroup float *v, uint dim, ushort lane) {
-    for (uint step = 1; step < dim; step *= 2) {
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint i = lane; i < dim / 2; i += 32) {
-            const uint at = i / step * 2 * step + i % step;
-            const float a = v[at], b = v[at + step];
-            v[at] = a + b;
-            v[at + step] = a - b;
+// While a row is made, thread t of a threadgroup holds its values 2·t and 2·t + 1, and 0 from dim on: a block of
+// an FP8 row is a simdgroup, a pair that is rotated together a thread. Threads from KV_THREADS on hold nothing.
+
+inline float2 kv_norm(float2 v, float2 weight, uint dim, float epsilon, threadgroup float *partial, ushort sg,
+                      ushort lane) {
+    return v * reduce_rms(reduce_sum(dot(v, v), partial, KV_THREADS / 32, sg, lane), dim, epsilon) * weight;
+}
+
+// `turn`: cos and sin.
+inline float2 kv_turn(float2 v, float2 turn) {
+    return float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+// A sum, or for the upper one of two a difference.
+inline float kv_butterfly(float own, float other, bool isUpper) { return isUpper ? other - own : own + other; }
+
+// Rotates by Sylvester's matrix / √dim.
+inline float2 kv_hadamard(float2 v, uint dim, threadgroup float2 *shared, ushort tid) {
+    v = float2(v.x + v.y, v.x - v.y);
+    for (ushort bit = 1; bit < 32; bit *= 2) {
+        const float2 other = float2(simd_shuffle_xor(v.x, bit), simd_shuffle_xor(v.y, bit));
+        const bool isUpper = (tid & bit) != 0;
+        if (2u * bit < dim) {
+            v = float2(kv_butterfly(v.x, other.x, isUpper), kv_butterfly(v.y, other.y, isUpper));
         }
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    const float scale = 1.0f / sqrt(float(dim));
-    for (uint i = lane; i < dim; i += 32) { v[i] *= scale; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (ushort bit = 32; 2u * bit < dim; bit *= 2) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (tid < KV_THREADS) { shared[tid] = v; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const float2 other = shared[(tid ^ bit) & (KV_THREADS - 1)];
+        const bool isUpper = (tid & bit) != 0;
+        v = float2(kv_butterfly(v.x, other.x, isUpper), kv_butterfly(v.y, other.y, isUpper));
+    }
+    return v * (1.0f / sqrt(float(dim)));
 }
 
-// The scale of one FP4 block of 32, a lane each.
-inline uint kv_fp4_scale(float v) {
-    return kv_exponent_above(max(simd_max(fabs(v)), 7.052966104933725e-38f) / 6.0f);
+// The scale of an FP4 block whose largest magnitude is `most`.
+inline uint kv_fp4_scale(float most) { return kv_exponent_above(max(most, 7.052966104933725e-38f) / 6.0f); }
+
+// The rotated values of an FP8 row, from threadgroup memory, by one simdgroup; `scales`: theirs and what pads them.
+inline void kv_encode_rope(threadgroup const float *v, uint rope, device uchar *scales, uint scale_bytes, ushort lane) {
+    float most = 0.0f;
+    for (uint i = lane; i < rope; i += 32) { most = max(most, fabs(v[i])); }
+    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
+    const float inverse = kv_inverse_power(scale) * 1048576.0f;
+    if (lane < scale_bytes) { scales[lane] = lane == 0 ? uchar(scale) : uchar(0); }
+    for (uint w = lane; w < (rope + 2) / 3; w += 32) {
+        uint q[3];
+        #pragma unroll
+        for (ushort i = 0; i < 3; ++i) {
+            const float x = 3 * w + i < rope ? v[3 * w + i] * inverse : 0.0f;
+            q[i] = uint(clamp(int(rint(x == x ? clamp(x, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff)) & 0x1fffffu;
+        }
+        *(device uint2 *)(scales + scale_bytes + 8 * w) = uint2(q[0] | q[1] << 21, q[1] >> 11 | q[2] << 10);
+    }
 }
 
-// One simdgroup writes v [dim], in threadgroup memory, as a row. v is changed.
-inline void kv_encode(constant gpu_row_format &f, threadgroup float *v, device uchar *row, ushort lane) {
+// Writes a row. `shared` [KV_THREADS] must be free since the last barrier.
+inline void kv_encode(constant gpu_row_format &f, float2 v, threadgroup float2 *shared, device uchar *row, ushort tid,
+                      ushort sg, ushort lane) {
     if (f.kind == GPU_ROW_F32) {
-        for (uint i = lane; i < f.dim; i += 32) { ((device float *)row)[i] = v[i]; }
+        if (2u * tid < f.dim) { ((device float2 *)row)[tid] = v; }
         return;
     }
     if (f.kind == GPU_ROW_FP4) {
-        kv_hadamard(v, f.dim, lane);
-        for (uint b = 0; b < f.dim / 32; ++b) {
-            const float x = v[32 * b + lane];
-            const uint scale = kv_fp4_scale(x), code = kv_e2m1_encode(x * kv_inverse_power(scale));
-            const uint pair = code | simd_shuffle_xor(code, 1) << 4;
-            if ((lane & 1) == 0) { row[16 * b + lane / 2] = uchar(pair); }
-            if (lane == 0) { row[f.dim / 2 + b] = uchar(scale); }
-        }
+        v = kv_hadamard(v, f.dim, shared, tid);
+        float most = max(fabs(v.x), fabs(v.y));
+        for (ushort bit = 1; bit < 16; bit *= 2) { most = max(most, simd_shuffle_xor(most, bit)); }
+        const uint scale = kv_fp4_scale(most);
+        const float inverse = kv_inverse_power(scale);
+        if (2u * tid >= f.dim) { return; }
+        row[tid] = uchar(kv_e2m1_encode(v.x * inverse) | kv_e2m1_encode(v.y * inverse) << 4);
+        if (lane % 16 == 0) { row[f.dim / 2 + tid / 16] = uchar(scale); }
         return;
     }
     const uint plain = f.dim - f.rope, blocks = plain / 64, scale_bytes = kv_fp8_scale_bytes(f.dim, f.rope);
     device uchar *scales = row + plain;
-    for (uint b = 0; b < blocks; ++b) {
-        const float x = v[64 * b + lane], y = v[64 * b + 32 + lane];
-        const float most = simd_max(max(fabs(x), fabs(y)));
-        const uint scale = kv_exponent_above(max(most, 1e-4f) / 448.0f);
+    if (2u * tid >= plain && 2u * tid < f.dim) { shared[tid - plain / 2] = v; }
+    if (sg < blocks) {
+        const uint scale = kv_exponent_above(max(simd_max(max(fabs(v.x), fabs(v.y))), 1e-4f) / 448.0f);
         const float inverse = kv_inverse_power(scale);
-        row[64 * b + lane] = uchar(kv_e4m3_encode(x * inverse));
-        row[64 * b + 32 + lane] = uchar(kv_e4m3_encode(y * inverse));
-        if (lane == 0) { scales[b] = uchar(scale); }
+        ((device ushort *)row)[tid] = ushort(kv_e4m3_encode(v.x * inverse) | kv_e4m3_encode(v.y * inverse) << 8);
+        if (lane == 0) { scales[sg] = uchar(scale); }
     }
-    float most = 0.0f;
-    for (uint i = lane; i < f.rope; i += 32) { most = max(most, fabs(v[plain + i])); }
-    const uint scale = kv_exponent_above(max(simd_max(most), 8.271806125530277e-25f));
-    const float inverse = 1.0f / (kv_power(scale) * 9.5367431640625e-7f);
-    if (lane < scale_bytes - blocks) { scales[blocks + lane] = lane == 0 ? uchar(scale) : uchar(0); }
-    for (uint w = lane; w < (f.rope + 2) / 3; w += 32) {
-        ulong word = 0;
-        for (uint i = 0; i < 3 && 3 * w + i < f.rope; ++i) {
-            const float x = v[plain + 3 * w + i];
-            const int q = clamp(int(rint(x == x ? clamp(x * inverse, -2.0e6f, 2.0e6f) : 0.0f)), -0x100000, 0xfffff);
-            word |= ulong(uint(q) & 0x1fffffu) << (21u * i);
-        }
-        device uint *out = (device uint *)(scales + scale_bytes + 8 * w);
-        out[0] = uint(word & 0xfffffffful);
-        out[1] = uint(word >> 32);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg == KV_THREADS / 32 - 1) {
+        kv_encode_rope((threadgroup const float *)shared, f.rope, scales + blocks, scale_bytes - blocks, lane);
     }
-}
-
-// One simdgroup norms and rotates v [dim] in threadgroup memory. `turn(i)`: cos and sin of pair i.
-inline void kv_norm(threadgroup float *v, device const float *weight, uint dim, float epsilon, ushort lane) {
-    float sum = 0.0f;
-    for (uint i = lane; i < dim; i += 32) { sum += v[i] * v[i]; }
-    const float scale = 1.0f / sqrt(simd_sum(sum) / float(dim) + epsilon);
-    for (uint i = lane; i < dim; i += 32) { v[i] = v[i] * scale * weight[i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-}
-
-inline void kv_turn(threadgroup float *pair, float2 turn) {
-    const float even = pair[0], odd = pair[1];
-    pair[0] = even * turn.x - odd * turn.y;
-    pair[1] = even * turn.y + odd * turn.x;
 }
 
 #endif
@@ -957,7 +1006,7 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
 // sum of weights, weighted sum, as in compressor.c; a sum of zero means "nothing yet". With overlap: series 0
 // is the first series of the window before, 1 and 2 those of this window.
 //
-// Grid       step: tokens; state: one thread a channel; rows: windows
+// Grid       step: tokens; rows: windows; state: one thread two channels
 // Precision  f32
 // CPU twin   CKernels/compressor.c
 // Origin     ours
@@ -965,49 +1014,96 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
 #line 17 "compressor.metal"
 using namespace metal;
 
-#define POOL_THREADS 256
+#define POOL_SLICES 4  // that the tokens of a window are cut into
+#define POOL_ROW_THREADS (POOL_SLICES * KV_THREADS)
+#define POOL_NOTHING -1.0e38f
 
-// (maximum, sum of weights, weighted sum)
-inline float3 pool_merge(float3 a, float3 b) {
-    if (a.y == 0.0f) { return b; }
-    if (b.y == 0.0f) { return a; }
-    const float top = max(a.x, b.x), fade_a = exp(a.x - top), fade_b = exp(b.x - top);
-    return float3(top, a.y * fade_a + b.y * fade_b, a.z * fade_a + b.z * fade_b);
+// Running sums of two channels, relative to their maximum: POOL_NOTHING, 0, 0 when there was no token yet.
+struct pool_sums {
+    float2 top;
+    float2 sum;
+    float2 weighted;
+};
+
+inline pool_sums pool_none() {
+    pool_sums v;
+    v.top = float2(POOL_NOTHING);
+    v.sum = float2(0.0f);
+    v.weighted = float2(0.0f);
+    return v;
 }
 
-inline float3 pool_load(device const float *state, uint dim) { return float3(state[0], state[dim], state[2 * dim]); }
-
-inline void pool_store(float3 v, device float *state, uint dim) {
-    state[0] = v.x;
-    state[dim] = v.y;
-    state[2 * dim] = v.z;
+inline pool_sums pool_where(bool isKept, pool_sums v) {
+    v.top = isKept ? v.top : float2(POOL_NOTHING);
+    v.sum = isKept ? v.sum : float2(0.0f);
+    v.weighted = isKept ? v.weighted : float2(0.0f);
+    return v;
 }
 
-// Adds tokens `from` … `to` - 1 of one channel of one series.
-inline float3 pool_tokens(float3 v, device const float *kv, device const float *gate, device const float *bias,
-                          uint from, uint to, uint position, uint ratio, uint width) {
-    for (uint t = from; t < to; ++t) {
-        const float g = gate[ulong(t) * width] + bias[ulong((position + t) % ratio) * width];
-        v = pool_merge(v, float3(g, 1.0f, kv[ulong(t) * width]));
+inline pool_sums pool_merge(pool_sums a, pool_sums b) {
+    pool_sums v;
+    v.top = max(a.top, b.top);
+    const float2 fade_a = exp(a.top - v.top), fade_b = exp(b.top - v.top);
+    v.sum = a.sum * fade_a + b.sum * fade_b;
+    v.weighted = a.weighted * fade_a + b.weighted * fade_b;
+    return v;
+}
+
+inline pool_sums pool_load(device const float *state, uint dim) {
+    pool_sums v;
+    v.top = *(device const float2 *)state;
+    v.sum = *(device const float2 *)(state + dim);
+    v.weighted = *(device const float2 *)(state + 2 * dim);
+    v.top = float2(v.sum.x == 0.0f ? POOL_NOTHING : v.top.x, v.sum.y == 0.0f ? POOL_NOTHING : v.top.y);
+    return v;
+}
+
+inline void pool_store(pool_sums v, device float *state, uint dim) {
+    *(device float2 *)state = float2(v.sum.x == 0.0f ? 0.0f : v.top.x, v.sum.y == 0.0f ? 0.0f : v.top.y);
+    *(device float2 *)(state + dim) = v.sum;
+    *(device float2 *)(state + 2 * dim) = v.weighted;
+}
+
+// Adds tokens `from` … `to` - 1 of one window, N at a time: `place` is the place of `from` in the window.
+template <ushort N>
+inline pool_sums pool_tokens(pool_sums v, device const float *kv, device const float *gate, device const float *bias,
+                             uint from, uint to, uint place, uint width) {
+    for (uint t = from; t < to; t += N) {
+        float2 g[N];
+        float2 x[N];
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) {
+            const uint at = min(t + i, to - 1);
+            g[i] = *(device const float2 *)(gate + ulong(at) * width)
+                 + *(device const float2 *)(bias + ulong(place + at - from) * width);
+            x[i] = *(device const float2 *)(kv + ulong(at) * width);
+        }
+        float2 top = v.top;
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) { top = max(top, g[i]); }
+        const float2 fade = exp(v.top - top);
+        v.top = top;
+        v.sum = v.sum * fade;
+        v.weighted = v.weighted * fade;
+        #pragma unroll
+        for (ushort i = 0; i < N; ++i) {
+            const float2 w = t + i < to ? exp(g[i] - top) : float2(0.0f);
+            v.sum += w;
+            v.weighted += w * x[i];
+        }
     }
     return v;
 }
 
-// Norms, rotates and appends v [dim]: by the first simdgroup.
-inline void pool_finish(constant gpu_compressor &p, threadgroup float *v, device const float *norm,
-                        device const float *frequencies, device const kv_page *pages, uint row, ushort lane) {
-    const uint dim = p.format.dim;
-    kv_norm(v, norm, dim, p.epsilon, lane);
-    for (uint i = lane; i < p.rope / 2; i += 32) {
-        // A row sits at the first position of its window.
-        const float angle = float(row * p.ratio) * frequencies[i];
-        kv_turn(v + dim - p.rope + 2 * i, float2(precise::cos(angle), precise::sin(angle)));
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_encode(p.format, v, kv_row(pages, p.rows_per_page, p.format.bytes, row), lane);
+// A row sits at the first position of its window. Thread t's pair of values is from 2·t on.
+inline float2 pool_turn(constant gpu_compressor &p, device const float *frequencies, uint row, ushort tid) {
+    const uint plain = p.format.dim - p.rope;
+    if (2u * tid < plain || 2u * tid >= p.format.dim) { return float2(1.0f, 0.0f); }
+    const float angle = float(row * p.ratio) * frequencies[tid - plain / 2];
+    return float2(precise::cos(angle), precise::sin(angle));
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+[[max_total_threads_per_threadgroup(KV_THREADS)]]
 kernel void compressor_step(device const float *kv            [[buffer(0)]],
                             device const float *gate          [[buffer(1)]],
                             device const float *bias          [[buffer(2)]],
@@ -1021,44 +1117,43 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
                             ushort lane                       [[thread_index_in_simdgroup]])
 {
-    threadgroup float v[KV_MOST_DIM];
-    const uint dim = p.format.dim, position = uint(positions[token]), place = position % p.ratio;
-    const uint width = p.overlaps != 0u ? 2 * dim : dim;
+    threadgroup float2 shared[KV_THREADS];
+    threadgroup float partial[32];
+    const uint dim = p.format.dim, position = uint(positions[token]), row = position / p.ratio;
+    const uint place = position - row * p.ratio, width = p.overlaps != 0u ? 2 * dim : dim, c = 2u * tid;
     device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    device float *state = (device float *)own[0].rows;
-    kv += ulong(token) * width;
-    gate += ulong(token) * width;
-    const bool ends = place == p.ratio - 1;
-    for (uint c = tid; c < dim; c += POOL_THREADS) {
+    const bool ends = place == p.ratio - 1, isOwn = c < dim;
+    kv += ulong(token) * width + c;
+    gate += ulong(token) * width + c;
+    bias += ulong(place) * width + c;
+    float2 v = float2(0.0f), weight = float2(0.0f);
+    if (isOwn) {
+        device float *state = (device float *)own[0].rows + c;
+        weight = *(device const float2 *)(norm + c);
+        pool_sums sums = pool_load(state, dim);
         if (p.overlaps != 0u) {
-            float3 first = pool_tokens(pool_load(state + 3 * dim + c, dim), kv + c, gate + c, bias + c, 0, 1, position,
-                                       p.ratio, width);
-            float3 second = pool_tokens(pool_load(state + 6 * dim + c, dim), kv + dim + c, gate + dim + c,
-                                        bias + dim + c, 0, 1, position, p.ratio, width);
-            if (ends) {
-                const float3 row = pool_merge(pool_load(state + c, dim), second);
-                v[c] = row.z / row.y;
-                pool_store(first, state + c, dim);
-                first = float3(0.0f);
-                second = float3(0.0f);
-            }
-            pool_store(first, state + 3 * dim + c, dim);
-            pool_store(second, state + 6 * dim + c, dim);
+            pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
+            first = pool_tokens<1>(first, kv, gate, bias, 0, 1, 0, width);
+            second = pool_tokens<1>(second, kv + dim, gate + dim, bias + dim, 0, 1, 0, width);
+            sums = pool_merge(sums, second);
+            if (ends) { pool_store(first, state, dim); }
+            pool_store(pool_where(!ends, first), state + 3 * dim, dim);
+            pool_store(pool_where(!ends, second), state + 6 * dim, dim);
         } else {
-            float3 own = pool_tokens(pool_load(state + c, dim), kv + c, gate + c, bias + c, 0, 1, position, p.ratio,
-                                     width);
-            if (ends) {
-                v[c] = own.z / own.y;
-                own = float3(0.0f);
-            }
-            pool_store(own, state + c, dim);
+            sums = pool_tokens<1>(sums, kv, gate, bias, 0, 1, 0, width);
+            pool_store(pool_where(!ends, sums), state, dim);
         }
+        v = sums.weighted / sums.sum;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (ends && sg == 0) { pool_finish(p, v, norm, frequencies, own + 1, position / p.ratio, lane); }
+    if (!ends) { return; }
+    device uchar *to = kv_row(own + 1, p.rows_per_page, p.format.bytes, row);
+    const float2 turn = pool_turn(p, frequencies, row, tid);
+    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
+    kv_encode(p.format, v, shared, to, tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+// The tokens of a window are cut into slices of consecutive ones; KV_THREADS threads take each.
+[[max_total_threads_per_threadgroup(POOL_ROW_THREADS)]]
 kernel void compressor_rows(device const float *kv            [[buffer(0)]],
                             device const float *gate          [[buffer(1)]],
                             device const float *bias          [[buffer(2)]],
@@ -1072,70 +1167,94 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
                             ushort sg                         [[simdgroup_index_in_threadgroup]],
                             ushort lane                       [[thread_index_in_simdgroup]])
 {
-    threadgroup float v[KV_MOST_DIM];
+    threadgroup float2 parts[POOL_SLICES - 1][3][KV_THREADS];
+    threadgroup float partial[32];
     const uint dim = p.format.dim, position = uint(positions[0]), row = position / p.ratio + window;
-    const uint width = p.overlaps != 0u ? 2 * dim : dim;
-    device const float *state = (device const float *)sessions[0].rows;
+    const uint width = p.overlaps != 0u ? 2 * dim : dim, slice = tid / KV_THREADS, c = 2u * (tid % KV_THREADS);
+    device const float *state = (device const float *)sessions[0].rows + c;
     // Tokens of this window and of the one before, of those in this call.
     const uint end = (row + 1) * p.ratio - position;
     const uint begin = window == 0 ? 0 : end - p.ratio;
     const uint before = begin < p.ratio ? 0 : begin - p.ratio;
-    const float3 none = float3(0.0f);
-    for (uint c = tid; c < dim; c += POOL_THREADS) {
-        float3 pooled;
+    const uint length = (end - begin + POOL_SLICES - 1) / POOL_SLICES, from = min(begin + slice * length, end);
+    float2 v = float2(0.0f), weight = float2(0.0f);
+    pool_sums sums = pool_none();
+    if (c < dim) {
+        weight = *(device const float2 *)(norm + c);
+        // What the state has of both windows, then the tokens of this call.
+        if (slice == 0 && window == 0) { sums = pool_load(p.overlaps != 0u ? state + 6 * dim : state, dim); }
+        device const float *x = kv + c, *g = gate + c, *b = bias + c;
         if (p.overlaps != 0u) {
-            // Of the window before: what the state has of it, then its tokens of this call.
-            const float3 kept = window == 0 ? pool_load(state + c, dim)
-                              : window == 1 ? pool_load(state + 3 * dim + c, dim) : none;
-            const float3 first = window == 0 ? kept
-                : pool_tokens(kept, kv + c, gate + c, bias + c, before, begin, position, p.ratio, width);
-            const float3 second = pool_tokens(window == 0 ? pool_load(state + 6 * dim + c, dim) : none, kv + dim + c,
-                                              gate + dim + c, bias + dim + c, begin, end, position, p.ratio, width);
-            pooled = pool_merge(first, second);
-        } else {
-            pooled = pool_tokens(window == 0 ? pool_load(state + c, dim) : none, kv + c, gate + c, bias + c, begin, end,
-                                 position, p.ratio, width);
+            if (slice == 0 && window < 2) { sums = pool_merge(sums, pool_load(state + 3 * dim * window, dim)); }
+            if (window > 0) {
+                const uint earlier = (begin - before + POOL_SLICES - 1) / POOL_SLICES;
+                const uint start = min(before + slice * earlier, begin);
+                sums = pool_tokens<4>(sums, x, g, b, start, min(start + earlier, begin), (position + start) % p.ratio,
+                                      width);
+            }
+            x += dim;
+            g += dim;
+            b += dim;
         }
-        v[c] = pooled.z / pooled.y;
+        sums = pool_tokens<4>(sums, x, g, b, from, min(from + length, end), (position + from) % p.ratio, width);
+        if (slice != 0) {
+            parts[slice - 1][0][c / 2] = sums.top;
+            parts[slice - 1][1][c / 2] = sums.sum;
+            parts[slice - 1][2][c / 2] = sums.weighted;
+        }
     }
+    const float2 turn = slice == 0 ? pool_turn(p, frequencies, row, tid) : float2(1.0f, 0.0f);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg == 0) { pool_finish(p, v, norm, frequencies, sessions + 1, row, lane); }
+    if (slice == 0 && c < dim) {
+        for (ushort other = 0; other < POOL_SLICES - 1; ++other) {
+            pool_sums more;
+            more.top = parts[other][0][tid];
+            more.sum = parts[other][1][tid];
+            more.weighted = parts[other][2][tid];
+            sums = pool_merge(sums, more);
+        }
+        v = sums.weighted / sums.sum;
+    }
+    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
+    kv_encode(p.format, v, parts[0][0], kv_row(sessions + 1, p.rows_per_page, p.format.bytes, row), tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(POOL_THREADS)]]
+[[max_total_threads_per_threadgroup(256)]]
 kernel void compressor_state(device const float *kv            [[buffer(0)]],
                              device const float *gate          [[buffer(1)]],
                              device const float *bias          [[buffer(2)]],
                              device const int *positions       [[buffer(3)]],
                              device const kv_page *sessions    [[buffer(4)]],
                              constant gpu_compressor &p        [[buffer(5)]],
-                             uint c                            [[thread_position_in_grid]])
+                             uint tid                          [[thread_position_in_grid]])
 {
-    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n;
+    const uint dim = p.format.dim, position = uint(positions[0]), n = p.n, c = 2 * tid;
     const uint width = p.overlaps != 0u ? 2 * dim : dim;
     if (c >= dim) { return; }
-    device float *state = (device float *)sessions[0].rows;
+    device float *state = (device float *)sessions[0].rows + c;
     const uint windows = (position + n) / p.ratio - position / p.ratio;
     // Where the unfinished window begins among these tokens.
     const uint begin = windows == 0 ? 0 : (position + n) / p.ratio * p.ratio - position;
-    const float3 none = float3(0.0f);
+    const uint place = (position + begin) % p.ratio;
+    kv += c;
+    gate += c;
+    bias += c;
     if (p.overlaps == 0u) {
-        const float3 kept = windows == 0 ? pool_load(state + c, dim) : none;
-        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, begin, n, position, p.ratio, width), state + c, dim);
+        const pool_sums kept = pool_where(windows == 0, pool_load(state, dim));
+        pool_store(pool_tokens<4>(kept, kv, gate, bias, begin, n, place, width), state, dim);
         return;
     }
-    const float3 first_kept = pool_load(state + 3 * dim + c, dim), second_kept = pool_load(state + 6 * dim + c, dim);
+    const pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
     if (windows > 0) {
         // The first series of the last finished window.
-        const float3 kept = windows == 1 ? first_kept : none;
         const uint from = windows == 1 ? 0 : begin - p.ratio;
-        pool_store(pool_tokens(kept, kv + c, gate + c, bias + c, from, begin, position, p.ratio, width), state + c,
-                   dim);
+        pool_store(pool_tokens<4>(pool_where(windows == 1, first), kv, gate, bias, from, begin,
+                                  (position + from) % p.ratio, width), state, dim);
     }
-    pool_store(pool_tokens(windows == 0 ? first_kept : none, kv + c, gate + c, bias + c, begin, n, position, p.ratio,
-                           width), state + 3 * dim + c, dim);
-    pool_store(pool_tokens(windows == 0 ? second_kept : none, kv + dim + c, gate + dim + c, bias + dim + c, begin, n,
-                           position, p.ratio, width), state + 6 * dim + c, dim);
+    pool_store(pool_tokens<4>(pool_where(windows == 0, first), kv, gate, bias, begin, n, place, width),
+               state + 3 * dim, dim);
+    pool_store(pool_tokens<4>(pool_where(windows == 0, second), kv + dim, gate + dim, bias + dim, begin, n, place,
+                              width), state + 6 * dim, dim);
 }
 
 #line 1 "copy.metal"
@@ -2001,571 +2120,6 @@ kernel void experts_sum(device const float *parts       [[buffer(0)]],
     y[ulong(i.y) * p.hidden + i.x] += sum;
 }
 
-#line 1 "experts_int8.metal"
-// experts_int8.metal — the routed feed-forward layer for few tokens, activations as 16-bit integers.
-//
-//   experts_gate_up_int8   as experts_gate_up, for IQ2_XXS planes
-//   experts_down_int8      as experts_down, for Q2_K planes and a shared expert in Q8_0 planes
-//
-// gate_up: four simdgroups share a row of 4,096 columns, a group of 32 columns a lane; two such teams take
-// rows in turn, four of gate and four of up at a time. down: each simdgroup takes the assignments of its
-// number, 64 columns a lane, and the shared expert in pieces of 1,024 columns.
-//
-// Grid       gate_up: x row tiles of `tile`, y n · used + n; down: the same, y tokens
-// Arguments  gpu_experts in kernel_args.h
-// CPU twin   CKernels/experts.c
-// Origin     ours
-#include <metal_stdlib>
-#line 1 "int8.h"
-// int8.h — products of quantized weights with activations of 16 bits, four at a time.
-//
-// A block of activations becomes integers in ±32767 with one scale, kept as two planes of bytes: the high
-// one signed, the low one not, v = 256 · high + low. Weights of at most eight bits meet both planes in
-// integer dot products of four; sums are exact until they are scaled. Against f32 activations an error of
-// 2^-16 of the block's largest value remains.
-#ifndef PYDS4_INT8_H
-#define PYDS4_INT8_H
-#include <metal_stdlib>
-#line 11 "int8.h"
-using namespace metal;
-
-// sum + Σ of four signed bytes of w times four signed (low: unsigned) bytes of x.
-inline int int8_dot_high(uint w, uint x, int sum) {
-#ifdef MSL_CUDA
-    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x));
-    return sum;
-#else
-    for (ushort i = 0; i < 4; ++i) { sum += int(as_type<char>(uchar(w >> (8 * i)))) * int(as_type<char>(uchar(x >> (8 * i)))); }
-    return sum;
-#endif
-}
-
-inline int int8_dot_low(uint w, uint x, int sum) {
-#ifdef MSL_CUDA
-    asm("dp4a.s32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x));
-    return sum;
-#else
-    for (ushort i = 0; i < 4; ++i) { sum += int(as_type<char>(uchar(w >> (8 * i)))) * int((x >> (8 * i)) & 255u); }
-    return sum;
-#endif
-}
-
-// Bytes 0 and 1 of four words, as the words `low` and `high`.
-inline void int8_gather(uint4 v, thread uint &high, thread uint &low) {
-#ifdef MSL_CUDA
-    const uint a = __byte_perm(v.x, v.y, 0x5140u), b = __byte_perm(v.z, v.w, 0x5140u);
-    low = __byte_perm(a, b, 0x5410u);
-    high = __byte_perm(a, b, 0x7632u);
-#else
-    low = (v.x & 255u) | (v.y & 255u) << 8 | (v.z & 255u) << 16 | (v.w & 255u) << 24;
-    high = (v.x >> 8 & 255u) | (v.y >> 8 & 255u) << 8 | (v.z >> 8 & 255u) << 16 | (v.w >> 8 & 255u) << 24;
-#endif
-}
-
-inline float int8_most(float4 a, float most) {
-    return max(max(max(fabs(a.x), fabs(a.y)), max(fabs(a.z), fabs(a.w))), most);
-}
-
-// Four activations to bytes; `inverse`: 32767 / the block's largest value. Adding 1.5 · 2^23 leaves the
-// integer in the low bits.
-inline void int8_split4(float4 a, float inverse, thread uint &high, thread uint &low) {
-    const uint4 v = uint4(as_type<uint>(fma(a.x, inverse, 12582912.0f)), as_type<uint>(fma(a.y, inverse, 12582912.0f)),
-                          as_type<uint>(fma(a.z, inverse, 12582912.0f)), as_type<uint>(fma(a.w, inverse, 12582912.0f)));
-    int8_gather(v, high, low);
-}
-
-inline float int8_inverse(float most) { return most > 0.0f ? 32767.0f / most : 0.0f; }
-inline float int8_scale(float most) { return most * (1.0f / 32767.0f); }
-
-// ---------------------------------------------------------------- activations in threadgroup memory
-//
-// By all threads of a threadgroup of INT8_THREADS: coalesced, and once for all its rows.
-
-#define INT8_THREADS 256
-#define INT8_COLUMNS 8192u  // at a time
-
-struct int8_x {
-    uint4 high[INT8_COLUMNS / 16];
-    uint4 low[INT8_COLUMNS / 16];
-    float scale[INT8_COLUMNS / 32];  // a block of 32 columns
-};
-
-// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
-inline void int8_quantize(device const float *x, uint columns, uint k0, uint count, threadgroup int8_x &out, ushort tid) {
-    threadgroup uint *high = (threadgroup uint *)out.high, *low = (threadgroup uint *)out.low;
-    // No thread leaves the loop before the others.
-    #pragma unroll(4)
-    for (uint c0 = 0; c0 < count; c0 += 4u * INT8_THREADS) {
-        const uint c = c0 + 4u * tid;
-        const float4 a = k0 + c < columns ? *(device const float4 *)(x + k0 + c) : float4(0.0f);
-        float most = int8_most(a, 0.0f);
-        most = max(most, simd_shuffle_xor(most, 1));
-        most = max(most, simd_shuffle_xor(most, 2));
-        most = max(most, simd_shuffle_xor(most, 4));
-        uint h;
-        uint l;
-        int8_split4(a, int8_inverse(most), h, l);
-        high[c / 4] = h;
-        low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
-    }
-}
-
-// Columns k0 … k0 + 1,024 of up to eight tokens, one behind the other.
-inline void int8_quantize_tokens(device const float *x, uint ldx, uint columns, uint k0, uint n, threadgroup int8_x &out,
-                                 ushort tid) {
-    threadgroup uint *high = (threadgroup uint *)out.high, *low = (threadgroup uint *)out.low;
-    #pragma unroll(4)
-    for (uint t = 0; t < n; ++t) {
-        const uint k = k0 + 4u * tid, c = t * 1024u + 4u * tid;
-        const float4 a = k < columns ? *(device const float4 *)(x + ulong(t) * ldx + k) : float4(0.0f);
-        float most = int8_most(a, 0.0f);
-        most = max(most, simd_shuffle_xor(most, 1));
-        most = max(most, simd_shuffle_xor(most, 2));
-        most = max(most, simd_shuffle_xor(most, 4));
-        uint h;
-        uint l;
-        int8_split4(a, int8_inverse(most), h, l);
-        high[c / 4] = h;
-        low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
-    }
-}
-
-// Sixteen columns from c on, a multiple of sixteen.
-inline void int8_take16(threadgroup const int8_x &x, uint c, thread uint *high, thread uint *low) {
-    const uint4 h = x.high[c / 16], l = x.low[c / 16];
-    #pragma unroll
-    for (ushort i = 0; i < 4; ++i) {
-        high[i] = h[i];
-        low[i] = l[i];
-    }
-}
-
-// Sums over the simdgroup of four values at once: lane l has that of v[l % 4].
-inline float int8_reduce4(thread const float *v, ushort lane) {
-    const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
-    const float a = (odd ? v[1] : v[0]) + simd_shuffle_xor(odd ? v[0] : v[1], 1);
-    const float b = (odd ? v[3] : v[2]) + simd_shuffle_xor(odd ? v[2] : v[3], 1);
-    float sum = (upper ? b : a) + simd_shuffle_xor(upper ? a : b, 2);
-    sum += simd_shuffle_xor(sum, 4);
-    sum += simd_shuffle_xor(sum, 8);
-    return sum + simd_shuffle_xor(sum, 16);
-}
-
-// ---------------------------------------------------------------- IQ2_XXS: entries by byte selection
-//
-// An entry of the grid is eight of {8, 25, 43}, with signs: a nibble each that selects a byte of
-// {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
-// eighth is the others' parity), lie in threadgroup memory, INT8_COPIES times so that lanes rarely meet.
-
-#define INT8_COPIES 8  // int8_iq2_group shifts by its logarithm + 2
-#define INT8_TABLE (384 * INT8_COPIES)
-
-inline uint int8_select4(uint nibbles) {
-#ifdef MSL_CUDA
-    return __byte_perm(0x002b1908u, 0x00d5e7f8u, nibbles);
-#else
-    uint out = 0;
-    for (ushort i = 0; i < 4; ++i) {
-        const uint n = nibbles >> (4 * i) & 7u;
-        out |= ((n < 4u ? 0x002b1908u : 0x00d5e7f8u) >> (8u * (n & 3u)) & 255u) << (8 * i);
-    }
-    return out;
-#endif
-}
-
-// By all `threads` of the threadgroup.
-inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
-    for (uint i = tid; i < 384; i += threads) {
-        uint v;
-        if (i < 256) {
-            v = quant_iq2_grid[i];
-            v = (v | v << 8) & 0x00ff00ffu;
-            v = (v | v << 4) & 0x0f0f0f0fu;
-            v = (v | v << 2) & 0x33333333u;
-        } else {
-            const uint seven = i - 256;
-            v = seven | (popcount(seven) & 1u) << 7;
-            v = (v | v << 12) & 0x000f000fu;
-            v = (v | v << 6) & 0x03030303u;
-            v = (v | v << 3) & 0x11111111u;
-            v <<= 2;
-        }
-        for (ushort c = 0; c < INT8_COPIES / 4; ++c) { table[i * (INT8_COPIES / 4) + c] = uint4(v); }
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-}
-
-// A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
-// `copy`: this lane's, in bytes.
-inline float int8_iq2_group(uint2 group, threadgroup const uchar *table, uint copy, thread const uint *high,
-                            thread const uint *low) {
-    int hi = 0, lo = 0;
-    #pragma unroll
-    for (ushort e = 0; e < 4; ++e) {
-        // Offsets in bytes: a shift and one operation on bits each.
-        const uint line = 4u * INT8_COPIES;
-        const uint entry = ((e == 0 ? group.x * line : group.x >> (8 * e - 5)) & 255u * line) | copy;
-        const uint seven = ((e == 0 ? group.y * line : group.y >> (7 * e - 5)) & 127u * line) | copy;
-        const uint nibbles = *(threadgroup const uint *)(table + entry)
-                           | *(threadgroup const uint *)(table + 256u * line + seven);
-        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
-        hi = int8_dot_high(a, high[2 * e], hi);
-        lo = int8_dot_low(a, low[2 * e], lo);
-        hi = int8_dot_high(b, high[2 * e + 1], hi);
-        lo = int8_dot_low(b, low[2 * e + 1], lo);
-    }
-    return float((hi * 256 + lo)) * float(2u * (group.y >> 28) + 1u) * 0.125f;
-}
-#endif
-
-#line 16 "experts_int8.metal"
-#line 17 "experts_int8.metal"
-using namespace metal;
-
-#define MSL_BLOCKS_experts_down_int8 2  // threadgroups on a multiprocessor at once (CUDA)
-
-#define MSL_BLOCKS_experts_gate_up_int8 3  // threadgroups on a multiprocessor at once (CUDA)
-
-#define EXPERT_INT8_MOST 64  // rows of a tile
-#define EXPERT_INT8_SLICES 4096u
-
-// ---------------------------------------------------------------- gate and up
-
-// Four rows of gate and of up, a group of 32 columns of each a lane.
-struct experts_int8_pair {
-    uint2 g[4];
-    uint2 u[4];
-    float dg[4];
-    float du[4];
-};
-
-// `quants`, `scales`: of the first row and this lane, in bytes.
-inline void experts_int8_load(device const uchar *gate, device const uchar *up, ulong quants, ulong scales, uint columns,
-                              thread experts_int8_pair &out) {
-    #pragma unroll
-    for (ushort i = 0; i < 4; ++i) {
-        const ulong q = quants + i * (columns / 4), d = scales + i * (columns / 128);
-        out.g[i] = *(device const uint2 *)(gate + q);
-        out.u[i] = *(device const uint2 *)(up + q);
-        out.dg[i] = quant_half(gate + d);
-        out.du[i] = quant_half(up + d);
-    }
-}
-
-[[max_total_threads_per_threadgroup(INT8_THREADS)]]
-kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
-                                 device const uchar *up         [[buffer(1)]],
-                                 device const float *x          [[buffer(2)]],
-                                 device const int *ids          [[buffer(3)]],
-                                 device const float *weights    [[buffer(4)]],
-                                 device const float *shared_gate [[buffer(5)]],
-                                 device const float *shared_up  [[buffer(6)]],
-                                 device float *h                [[buffer(7)]],
-                                 constant gpu_experts &p        [[buffer(8)]],
-                                 uint2 tg                       [[threadgroup_position_in_grid]],
-                                 ushort tid                     [[thread_index_in_threadgroup]],
-                                 ushort sg                      [[simdgroup_index_in_threadgroup]],
-                                 ushort lane                    [[thread_index_in_simdgroup]])
-{
-    threadgroup uint4 table[INT8_TABLE / 4];
-    threadgroup float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
-    threadgroup int8_x memory;
-    const uint rows = p.tile;
-    if (tg.y >= p.n * p.used) {
-        // Behind the routed rows of h: those of the shared expert, whose products were made before.
-        const uint token = tg.y - p.n * p.used;
-        const ulong from = ulong(token) * p.shared_inner;
-        device float *out = h + ulong(p.n) * p.used * p.inner + from;
-        const uint step = p.inner / rows * INT8_THREADS;
-        for (uint i = tg.x * INT8_THREADS + tid; i < p.shared_inner; i += step) {
-            out[i] = experts_glu(shared_gate[from + i], shared_up[from + i], p.shared_clamp);
-        }
-        return;
-    }
-    const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
-    const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
-    device const float *token = x + ulong(tg.y / p.used) * columns;
-    const uint copy = lane % INT8_COPIES * 4u;
-    for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
-        const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
-        // The first rows are under way while the table and the activations are made.
-        experts_int8_pair now;
-        ulong quants = ((line + 4 * team) * columns + k) / 4;
-        ulong scales = p.plane + (line + 4 * team) * (columns / 128) + k / 256 * 2;
-        experts_int8_load(gate, up, quants, scales, columns, now);
-        if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint high[8];
-        uint low[8];
-        const uint c = slice * 1024u + 32u * lane;
-        int8_take16(memory, c, high, low);
-        int8_take16(memory, c + 16u, high + 4, low + 4);
-        const float scale = memory.scale[c / 32];
-        #pragma unroll(1)
-        for (uint r0 = 0; r0 < rows; r0 += 8) {
-            const uint r = r0 + 4 * team;
-            float gs[4];
-            float us[4];
-            #pragma unroll
-            for (ushort i = 0; i < 4; ++i) {
-                gs[i] = int8_iq2_group(now.g[i], (threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
-                us[i] = int8_iq2_group(now.u[i], (threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
-            }
-            if (r0 + 8 < rows) {
-                quants += 2 * columns;
-                scales += columns / 16;
-                experts_int8_load(gate, up, quants, scales, columns, now);
-            }
-            const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
-            if (lane < 8) {
-                threadgroup float *part = &parts[slice][(lane < 4 ? 0 : EXPERT_INT8_MOST) + r + lane % 4];
-                const float value = lane < 4 ? sum : other;
-                *part = base == 0 ? value : *part + value;
-            }
-        }
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (tid < rows) {
-        float g = 0.0f;
-        float u = 0.0f;
-        for (ushort s = 0; s < 4; ++s) {
-            g += parts[s][tid];
-            u += parts[s][EXPERT_INT8_MOST + tid];
-        }
-        h[ulong(tg.y) * p.inner + tg.x * rows + tid] = experts_glu(g, u, p.clamp) * weights[tg.y];
-    }
-}
-
-// ---------------------------------------------------------------- down
-
-// Columns of a lane in a piece of 2,048: block lane / 4, sixteen for each of four shifts.
-struct experts_int8_q2 {
-    uint high[16];
-    uint low[16];
-    int sums[4];  // of the sixteen, as integers
-    float scale;  // of the block of 256
-};
-
-// The activations of one simdgroup, on their way to the lanes that need them.
-struct experts_int8_x {
-    uint4 high[128];
-    uint4 low[128];
-    float scale[8];
-};
-
-inline void experts_int8_take(device const float *x, uint columns, uint k0, ushort lane, threadgroup experts_int8_x &memory,
-                              thread experts_int8_q2 &out) {
-    threadgroup uint *high = (threadgroup uint *)memory.high, *low = (threadgroup uint *)memory.low;
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    #pragma unroll
-    for (ushort b = 0; b < 8; ++b) {
-        float4 a[2];
-        #pragma unroll
-        for (ushort i = 0; i < 2; ++i) {
-            const uint k = k0 + 256u * b + 128u * i + 4u * lane;
-            a[i] = k < columns ? *(device const float4 *)(x + k) : float4(0.0f);
-        }
-        const float most = simd_max(int8_most(a[0], int8_most(a[1], 0.0f))), inverse = int8_inverse(most);
-        #pragma unroll
-        for (ushort i = 0; i < 2; ++i) {
-            uint h;
-            uint l;
-            int8_split4(a[i], inverse, h, l);
-            high[64 * b + 32 * i + lane] = h;
-            low[64 * b + 32 * i + lane] = l;
-        }
-        if (lane == 0) { memory.scale[b] = int8_scale(most); }
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    #pragma unroll
-    for (ushort s = 0; s < 4; ++s) {
-        // Columns 256·(lane / 4) + 128·(lane / 2 % 2) + 32·s + 16·(lane % 2).
-        const uint at = 16u * (lane / 4) + 8u * (lane / 2 % 2) + 2u * s + lane % 2;
-        const uint4 h = memory.high[at], l = memory.low[at];
-        int hi = 0, lo = 0;
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            out.high[4 * s + i] = h[i];
-            out.low[4 * s + i] = l[i];
-            hi = int8_dot_high(0x01010101u, h[i], hi);
-            lo = int8_dot_low(0x01010101u, l[i], lo);
-        }
-        out.sums[s] = hi * 256 + lo;
-    }
-    out.scale = memory.scale[lane / 4];
-}
-
-// Four rows of a piece.
-struct experts_int8_rows {
-    uint4 q[4];
-    uint2 scales[4];
-    uint both[4];
-};
-
-inline void experts_int8_load_q2(device const uchar *w, ulong plane, ulong line, uint columns, uint column, ushort lane,
-                                 thread experts_int8_rows &out) {
-    #pragma unroll
-    for (ushort i = 0; i < 4; ++i) {
-        const ulong block = (line + i) * (columns / 256) + column;
-        out.q[i] = *(device const uint4 *)(w + block * 64 + 16 * (lane % 4));
-        out.scales[i] = *(device const uint2 *)(w + plane + block * 16 + 8 * (lane / 2 % 2));
-        out.both[i] = *(device const uint *)(w + plane + plane / 4 + block * 4);
-    }
-}
-
-// Adds `rows` rows from `first` on of one assignment to `out`.
-inline void experts_int8_routed(device const uchar *w, ulong plane, ulong first, uint rows, uint columns,
-                                device const float *x, ushort lane, threadgroup experts_int8_x &memory,
-                                threadgroup float *out) {
-    for (uint k0 = 0; k0 < columns; k0 += 2048u) {
-        const uint at = k0 / 256u + lane / 4, column = at * 256u < columns ? at : 0u;
-        experts_int8_rows now;
-        experts_int8_load_q2(w, plane, first, columns, column, lane, now);
-        experts_int8_q2 a;
-        experts_int8_take(x, columns, k0, lane, memory, a);
-        #pragma unroll(1)
-        for (uint r = 0; r < rows; r += 4) {
-            float sums[4];
-            #pragma unroll
-            for (ushort i = 0; i < 4; ++i) {
-                int sum = 0, least = 0;
-                #pragma unroll
-                for (ushort s = 0; s < 4; ++s) {
-                    int hi = 0, lo = 0;
-                    #pragma unroll
-                    for (ushort c = 0; c < 4; ++c) {
-                        const uint two = (now.q[i][c] >> (2 * s)) & 0x03030303u;
-                        hi = int8_dot_high(two, a.high[4 * s + c], hi);
-                        lo = int8_dot_low(two, a.low[4 * s + c], lo);
-                    }
-                    const uint sub = ((s < 2 ? now.scales[i].x : now.scales[i].y) >> (16u * (s & 1) + 8u * (lane & 1))) & 255u;
-                    sum += int(sub & 15u) * (hi * 256 + lo);
-                    least += int(sub >> 4) * a.sums[s];
-                }
-                const float d = float(as_type<half>(ushort(now.both[i] & 0xffffu)));
-                const float m = float(as_type<half>(ushort(now.both[i] >> 16)));
-                sums[i] = (d * float(sum) - m * float(least)) * a.scale;
-            }
-            if (r + 4 < rows) { experts_int8_load_q2(w, plane, first + r + 4, columns, column, lane, now); }
-            const float sum = int8_reduce4(sums, lane);
-            if (lane < 4) { out[r + lane] += sum; }
-        }
-    }
-}
-
-// The same for 1,024 columns of the shared expert from k0 on: 16 from 16·lane on and 16 from 512 + 16·lane on.
-inline void experts_int8_shared(device const uchar *w, ulong plane, uint first, uint rows, uint columns, uint k0,
-                                device const float *x, ushort lane, threadgroup experts_int8_x &memory,
-                                threadgroup float *out) {
-    threadgroup uint *high = (threadgroup uint *)memory.high, *low = (threadgroup uint *)memory.low;
-    float most[8];
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    #pragma unroll
-    for (ushort i = 0; i < 8; ++i) {
-        const uint k = k0 + 128u * i + 4u * lane;
-        const float4 a = k < columns ? *(device const float4 *)(x + k) : float4(0.0f);
-        // Of a block of 32 columns: eight lanes.
-        most[i] = int8_most(a, 0.0f);
-        most[i] = max(most[i], simd_shuffle_xor(most[i], 1));
-        most[i] = max(most[i], simd_shuffle_xor(most[i], 2));
-        most[i] = max(most[i], simd_shuffle_xor(most[i], 4));
-        uint h;
-        uint l;
-        int8_split4(a, int8_inverse(most[i]), h, l);
-        high[32 * i + lane] = h;
-        low[32 * i + lane] = l;
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    uint4 xh[2];
-    uint4 xl[2];
-    float scale[2];
-    #pragma unroll
-    for (ushort p = 0; p < 2; ++p) {
-        xh[p] = memory.high[32 * p + lane];
-        xl[p] = memory.low[32 * p + lane];
-        // Block 16·p + lane / 2: of piece 4·p + lane / 8, its eight lanes from 8·(lane / 2 % 4) on.
-        float found = 0.0f;
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            const float other = simd_shuffle(most[4 * p + i], 8 * (lane / 2 % 4));
-            if (lane / 8 == i) { found = other; }
-        }
-        scale[p] = int8_scale(found);
-    }
-    #pragma unroll(1)
-    for (uint r = 0; r < rows; r += 4) {
-        uint4 q[4][2];
-        float d[4][2];
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            const ulong line = first + r + i;
-            #pragma unroll
-            for (ushort p = 0; p < 2; ++p) {
-                const uint at = k0 + 512u * p + 16u * lane, k = at < columns ? at : 0u;
-                q[i][p] = *(device const uint4 *)(w + line * columns + k);
-                d[i][p] = quant_half(w + plane + (line * (columns / 32) + k / 32) * 2);
-            }
-        }
-        float sums[4];
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            sums[i] = 0.0f;
-            #pragma unroll
-            for (ushort p = 0; p < 2; ++p) {
-                int hi = 0, lo = 0;
-                #pragma unroll
-                for (ushort c = 0; c < 4; ++c) {
-                    hi = int8_dot_high(q[i][p][c], xh[p][c], hi);
-                    lo = int8_dot_low(q[i][p][c], xl[p][c], lo);
-                }
-                sums[i] += float(hi * 256 + lo) * (d[i][p] * scale[p]);
-            }
-        }
-        const float sum = int8_reduce4(sums, lane);
-        if (lane < 4) { out[r + lane] += sum; }
-    }
-}
-
-[[max_total_threads_per_threadgroup(INT8_THREADS)]]
-kernel void experts_down_int8(device const uchar *down          [[buffer(0)]],
-                              device const uchar *shared_down   [[buffer(1)]],
-                              device const float *h             [[buffer(2)]],
-                              device const int *ids             [[buffer(3)]],
-                              device float *y                   [[buffer(4)]],
-                              constant gpu_experts &p           [[buffer(5)]],
-                              uint2 tg                          [[threadgroup_position_in_grid]],
-                              ushort tid                        [[thread_index_in_threadgroup]],
-                              ushort sg                         [[simdgroup_index_in_threadgroup]],
-                              ushort lane                       [[thread_index_in_simdgroup]])
-{
-    threadgroup float parts[8][EXPERT_INT8_MOST];
-    threadgroup experts_int8_x memory[8];
-    for (ushort i = lane; i < EXPERT_INT8_MOST; i += 32) { parts[sg][i] = 0.0f; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    const uint rows = p.tile, row = tg.x * rows, pieces = (p.shared_inner + 1023u) / 1024u;
-    device const float *shared = h + ulong(p.n) * p.used * p.inner + ulong(tg.y) * p.shared_inner;
-    for (uint j = sg; j < p.used + pieces; j += 8) {
-        if (j < p.used) {
-            const ulong assignment = ulong(tg.y) * p.used + j;
-            experts_int8_routed(down, p.down_plane, ulong(ids[assignment]) * p.hidden + row, rows, p.inner,
-                                h + assignment * p.inner, lane, memory[sg], parts[sg]);
-        } else {
-            experts_int8_shared(shared_down, p.shared_plane, row, rows, p.shared_inner, (j - p.used) * 1024u, shared,
-                                lane, memory[sg], parts[sg]);
-        }
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (tid < rows) {
-        float sum = 0.0f;
-        for (ushort s = 0; s < 8; ++s) { sum += parts[s][tid]; }
-        y[ulong(tg.y) * p.hidden + row + tid] = sum;
-    }
-}
-
 #line 1 "hyper_connection.metal"
 // hyper_connection.metal — mixing the four residual streams (report §2.2).
 //
@@ -2587,28 +2141,6 @@ kernel void experts_down_int8(device const uchar *down          [[buffer(0)]],
 // Origin     ours
 #include <metal_stdlib>
 #line 21 "hyper_connection.metal"
-#line 1 "reduce.h"
-// reduce.h — sums over a threadgroup.
-#ifndef PYDS4_REDUCE_H
-#define PYDS4_REDUCE_H
-#include <metal_stdlib>
-using namespace metal;
-
-// The sum of `value` over all `simdgroups`, the same in every thread. `partial` [32] may be used again
-// behind the next barrier only.
-inline float reduce_sum(float value, threadgroup float *partial, ushort simdgroups, ushort sg, ushort lane) {
-    const float sum = simd_sum(value);
-    if (lane == 0) { partial[sg] = sum; }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return simd_sum(lane < simdgroups ? partial[lane] : 0.0f);
-}
-
-inline float reduce_rms(float squares, uint count, float epsilon) {
-    return rsqrt(squares * (1.0f / float(count)) + epsilon);
-}
-
-#endif
-
 #line 22 "hyper_connection.metal"
 using namespace metal;
 
@@ -3486,7 +3018,7 @@ kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
 //   kv_key_rows        kv [n, dim], norm, table      -> rows, normed, rotated, encoded
 //   kv_index_queries   q [n, heads, dim], table      -> rotated and, if asked, rounded as FP4 rows are
 //
-// Grid       key rows: tokens; index queries: x heads, y tokens; one simdgroup each
+// Grid       key rows: one threadgroup a token; index queries: x eight heads, a simdgroup each, y tokens
 // Precision  f32 up to the rounding; agrees with the CPU but where a value lies between two codes
 // CPU twin   CKernels/kv_rows.c
 // Origin     ours
@@ -3494,51 +3026,114 @@ kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
 #line 12 "kv_rows.metal"
 using namespace metal;
 
-[[max_total_threads_per_threadgroup(32)]]
+#define INDEX_THREADS 256
+
+[[max_total_threads_per_threadgroup(KV_THREADS)]]
 kernel void kv_key_rows(device const float *kv        [[buffer(0)]],
                         device const float *norm      [[buffer(1)]],
                         device const float2 *table    [[buffer(2)]],
                         device uchar *rows            [[buffer(3)]],
                         constant gpu_key_rows &p      [[buffer(4)]],
                         uint token                    [[threadgroup_position_in_grid]],
+                        ushort tid                    [[thread_index_in_threadgroup]],
+                        ushort sg                     [[simdgroup_index_in_threadgroup]],
                         ushort lane                   [[thread_index_in_simdgroup]])
 {
-    threadgroup float v[KV_MOST_DIM];
+    threadgroup float2 shared[KV_THREADS];
+    threadgroup float partial[32];
     const uint dim = p.format.dim, plain = dim - p.format.rope;
-    for (uint i = lane; i < dim; i += 32) { v[i] = kv[ulong(token) * dim + i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_norm(v, norm, dim, p.epsilon, lane);
-    for (uint i = lane; i < p.format.rope / 2; i += 32) {
-        kv_turn(v + plain + 2 * i, table[ulong(token) * (p.format.rope / 2) + i]);
+    const bool isOwn = 2u * tid < dim, turns = isOwn && 2u * tid >= plain;
+    float2 v = float2(0.0f), weight = float2(0.0f), turn = float2(1.0f, 0.0f);
+    if (isOwn) {
+        v = ((device const float2 *)(kv + ulong(token) * dim))[tid];
+        weight = ((device const float2 *)norm)[tid];
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    kv_encode(p.format, v, rows + ulong(token) * p.format.bytes, lane);
+    if (turns) { turn = table[ulong(token) * (p.format.rope / 2) + tid - plain / 2]; }
+    v = kv_norm(v, weight, dim, p.epsilon, partial, sg, lane);
+    if (turns) { v = kv_turn(v, turn); }
+    kv_encode(p.format, v, shared, rows + ulong(token) * p.format.bytes, tid, sg, lane);
 }
 
-[[max_total_threads_per_threadgroup(32)]]
+// A lane holds values 128 · e + 4 · lane … of the row, 4 · EACH in all.
+template <ushort EACH>
+inline void index_query(device float *row, device const float2 *table, constant gpu_index_queries &p, ushort lane) {
+    const uint plain = p.dim - p.rope;
+    float4 v[EACH];
+    #pragma unroll
+    for (ushort e = 0; e < EACH; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        v[e] = i < p.dim ? *(device const float4 *)(row + i) : float4(0.0f);
+    }
+    #pragma unroll
+    for (ushort e = 0; e < EACH; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        if (i >= plain && i < p.dim) { v[e].xy = kv_turn(v[e].xy, table[(i - plain) / 2]); }
+        if (i + 2 >= plain && i < p.dim) { v[e].zw = kv_turn(v[e].zw, table[(i + 2 - plain) / 2]); }
+    }
+    if (p.rounded != 0u) {
+        // Sylvester's matrix, as kv_hadamard.
+        #pragma unroll
+        for (ushort e = 0; e < EACH; ++e) {
+            v[e] = float4(v[e].x + v[e].y, v[e].x - v[e].y, v[e].z + v[e].w, v[e].z - v[e].w);
+            v[e] = float4(v[e].x + v[e].z, v[e].y + v[e].w, v[e].x - v[e].z, v[e].y - v[e].w);
+            #pragma unroll
+            for (ushort bit = 1; bit < 32; bit *= 2) {
+                const bool isUpper = (lane & bit) != 0;
+                #pragma unroll
+                for (ushort j = 0; j < 4; ++j) {
+                    const float own = v[e][j], other = simd_shuffle_xor(own, bit);
+                    v[e][j] = 4u * bit < p.dim ? kv_butterfly(own, other, isUpper) : own;
+                }
+            }
+        }
+        #pragma unroll
+        for (ushort step = 1; step < EACH; step *= 2) {
+            #pragma unroll
+            for (ushort e = 0; e < EACH; ++e) {
+                if ((e & step) == 0) {
+                    const float4 low = v[e], high = v[e + step];
+                    v[e] = low + high;
+                    v[e + step] = low - high;
+                }
+            }
+        }
+        const float factor = 1.0f / sqrt(float(p.dim));
+        #pragma unroll
+        for (ushort e = 0; e < EACH; ++e) {
+            const float4 x = v[e] * factor;
+            float most = max(max(fabs(x.x), fabs(x.y)), max(fabs(x.z), fabs(x.w)));
+            for (ushort bit = 1; bit < 8; bit *= 2) { most = max(most, simd_shuffle_xor(most, bit)); }
+            const uint scale = kv_fp4_scale(most);
+            const float inverse = kv_inverse_power(scale), power = kv_power(scale);
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { v[e][j] = kv_e2m1_decode(kv_e2m1_encode(x[j] * inverse)) * power; }
+        }
+    }
+    #pragma unroll
+    for (ushort e = 0; e < EACH; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        if (i < p.dim) { *(device float4 *)(row + i) = v[e]; }
+    }
+}
+
+[[max_total_threads_per_threadgroup(INDEX_THREADS)]]
 kernel void kv_index_queries(device float *q                 [[buffer(0)]],
                              device const float2 *table      [[buffer(1)]],
                              constant gpu_index_queries &p   [[buffer(2)]],
                              uint2 tg                        [[threadgroup_position_in_grid]],
+                             ushort sg                       [[simdgroup_index_in_threadgroup]],
                              ushort lane                     [[thread_index_in_simdgroup]])
 {
-    threadgroup float v[KV_MOST_DIM];
-    device float *row = q + (ulong(tg.y) * p.heads + tg.x) * p.dim;
-    for (uint i = lane; i < p.dim; i += 32) { v[i] = row[i]; }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = lane; i < p.rope / 2; i += 32) {
-        kv_turn(v + p.dim - p.rope + 2 * i, table[ulong(tg.y) * (p.rope / 2) + i]);
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    if (p.rounded != 0u) {
-        kv_hadamard(v, p.dim, lane);
-        for (uint b = 0; b < p.dim / 32; ++b) {
-            const float x = v[32 * b + lane];
-            const uint scale = kv_fp4_scale(x);
-            row[32 * b + lane] = kv_e2m1_decode(kv_e2m1_encode(x * kv_inverse_power(scale))) * kv_power(scale);
-        }
+    const uint head = tg.x * (INDEX_THREADS / 32) + sg;
+    if (head >= p.heads) { return; }
+    device float *row = q + (ulong(tg.y) * p.heads + head) * p.dim;
+    table += ulong(tg.y) * (p.rope / 2);
+    if (p.dim <= 128) {
+        index_query<1>(row, table, p, lane);
+    } else if (p.dim <= 256) {
+        index_query<2>(row, table, p, lane);
     } else {
-        for (uint i = lane; i < p.dim; i += 32) { row[i] = v[i]; }
+        index_query<4>(row, table, p, lane);
     }
 }
 
@@ -3958,349 +3553,10 @@ kernel void matmul_experts(device const uchar *w      [[buffer(0)]],
 #undef TILE_BODY
 }
 
-#line 1 "matvec_int8.metal"
-// matvec_int8.metal — matrices × a few tokens, their activations as 16-bit integers.
-//
-//   matvec_int8        up to 8 matrices of Q8_0 planes, F16 or F32 × one token   -> y [rows] each
-//   matvec_int8_many   the same × 2 to 8 tokens                                  -> y [n, rows] each
-//
-// A threadgroup makes integers of x, then a simdgroup keeps a slice of 1,024 in registers, 32 a lane, and
-// lets rows pass by, four at a time. The simdgroups of a threadgroup share the slices of one row, and what slices are left, rows.
-// For F16 and F32 the slice stays f32. With several tokens all simdgroups work on one slice of all tokens
-// after the other, so that weights are read once.
-//
-// Grid       x row tiles over all jobs (first_tile, tile_rows)
-// Arguments  gpu_matvec in kernel_args.h
-// CPU twin   CKernels/matmul.c
-// Origin     ours
-#include <metal_stdlib>
-#line 17 "matvec_int8.metal"
-using namespace metal;
-
-#define MSL_BLOCKS_matvec_int8_many 3
-#define MSL_BLOCKS_matvec_int8 3  // threadgroups on a multiprocessor at once (CUDA)
-
-#define INT8_SIMDGROUPS (INT8_THREADS / 32)
-#define INT8_SLICE 1024u
-#define INT8_MOST_PARTS 256  // slices · rows of a tile
-
-// Four rows of a slice, a lane's columns: 16 from 16·lane on and 16 from 512 + 16·lane on.
-struct int8_rows_q8 {
-    uint4 q[4][2];
-    float d[4][2];
-};
-
-// Past the last column the slice's first one is read; its activations are zeros. Rows past the end, four at a
-// time, are the last ones again.
-inline void int8_load_q8(device const uchar *w, ulong plane, uint row, uint rows, uint columns, uint k0, ushort lane,
-                         thread int8_rows_q8 &out) {
-    const ulong line = min(row, rows - 4);
-    #pragma unroll
-    for (ushort p = 0; p < 2; ++p) {
-        const uint at = k0 + 512u * p + 16u * lane, k = at < columns ? at : 0u;
-        device const uchar *quants = w + line * columns + k, *scales = w + plane + (line * columns + k) / 32 * 2;
-        #pragma unroll
-        for (ushort r = 0; r < 4; ++r) {
-            out.q[r][p] = *(device const uint4 *)(quants + r * columns);
-            out.d[r][p] = quant_half(scales + r * (columns / 16));
-        }
-    }
-}
-
-// The lane's parts of four rows of F16 or F32, of 1,024 columns from k0 on; x comes from the cache every time.
-template <uint T>
-inline void int8_rows_float(device const uchar *w, uint row, uint rows, uint columns, uint k0, ushort lane,
-                            device const float *x, thread float *sums) {
-    const ushort v = T == GPU_F16 ? 8 : 4;  // columns in 16 bytes
-    const uint line = columns * (T == GPU_F16 ? 2 : 4);
-    device const uchar *from = w + ulong(min(row, rows - 4)) * line;
-    #pragma unroll
-    for (ushort r = 0; r < 4; ++r) { sums[r] = 0.0f; }
-    #pragma unroll(2)
-    for (ushort p = 0; p < 32 / v; ++p) {
-        const uint at = k0 + 32u * v * p + uint(v) * lane, k = at < columns ? at : 0u;
-        uint4 q[4];
-        float4 a[2];
-        #pragma unroll
-        for (ushort r = 0; r < 4; ++r) {
-            q[r] = *(device const uint4 *)(from + r * line + k * (T == GPU_F16 ? 2 : 4));
-        }
-        #pragma unroll
-        for (ushort i = 0; i < v / 4; ++i) {
-            a[i] = at < columns ? *(device const float4 *)(x + k + 4 * i) : float4(0.0f);
-        }
-        #pragma unroll
-        for (ushort r = 0; r < 4; ++r) {
-            if (T == GPU_F16) {
-                #pragma unroll
-                for (ushort i = 0; i < 2; ++i) {
-                    const uint l = q[r][2 * i], h = q[r][2 * i + 1];
-                    sums[r] += dot(float4(float(as_type<half>(ushort(l & 0xffffu))), float(as_type<half>(ushort(l >> 16))),
-                                          float(as_type<half>(ushort(h & 0xffffu))), float(as_type<half>(ushort(h >> 16)))),
-                                   a[i]);
-                }
-            } else {
-                sums[r] += dot(as_type<float4>(q[r]), a[0]);
-            }
-        }
-    }
-}
-
-// All rows of this simdgroup: first_row … first_row + count, counted in the matrix; parts in `out`.
-inline void int8_job_q8(device const uchar *w, constant gpu_matrix_job &job, device const float *x, uint first_row,
-                        uint count, uint slice, threadgroup int8_x &memory, ushort tid, ushort lane, threadgroup float *out) {
-    const uint columns = job.columns, least = job.slices * INT8_SLICE;
-    for (uint base = 0; base < columns; base += INT8_COLUMNS) {
-        const uint k0 = base + slice * INT8_SLICE;
-        // The first rows are under way while activations are made.
-        int8_rows_q8 now;
-        int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, now);
-        if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize(x, columns, base, least, memory, tid);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint high[8];
-        uint low[8];
-        float scale[2];
-        #pragma unroll
-        for (ushort p = 0; p < 2; ++p) {
-            const uint c = slice * INT8_SLICE + 512u * p + 16u * lane;
-            int8_take16(memory, c, high + 4 * p, low + 4 * p);
-            scale[p] = memory.scale[c / 32];
-        }
-        #pragma unroll(1)
-        for (uint r = 0; r < count; r += 4) {
-            float sums[4];
-            #pragma unroll
-            for (ushort i = 0; i < 4; ++i) {
-                sums[i] = 0.0f;
-                #pragma unroll
-                for (ushort p = 0; p < 2; ++p) {
-                    int hi = 0, lo = 0;
-                    #pragma unroll
-                    for (ushort c = 0; c < 4; ++c) {
-                        hi = int8_dot_high(now.q[i][p][c], high[4 * p + c], hi);
-                        lo = int8_dot_low(now.q[i][p][c], low[4 * p + c], lo);
-                    }
-                    sums[i] += float(hi * 256 + lo) * (now.d[i][p] * scale[p]);
-                }
-            }
-            if (r + 4 < count) { int8_load_q8(w, job.plane, first_row + r + 4, job.rows, columns, k0, lane, now); }
-            const float sum = int8_reduce4(sums, lane);
-            if (lane < 4) { out[r + lane] = base == 0 ? sum : out[r + lane] + sum; }
-        }
-    }
-}
-
-template <uint T>
-inline void int8_job_float(device const uchar *w, constant gpu_matrix_job &job, device const float *x, uint first_row,
-                           uint count, uint slice, ushort lane, threadgroup float *out) {
-    const uint columns = job.columns;
-    for (uint base = 0; base < columns; base += job.slices * INT8_SLICE) {
-        const uint k0 = base + slice * INT8_SLICE;
-        #pragma unroll(1)
-        for (uint r = 0; r < count; r += 4) {
-            float sums[4];
-            int8_rows_float<T>(w, first_row + r, job.rows, columns, k0, lane, x, sums);
-            const float sum = int8_reduce4(sums, lane);
-            if (lane < 4) { out[r + lane] = base == 0 ? sum : out[r + lane] + sum; }
-        }
-    }
-}
-
-// Which job a tile belongs to, and its weights.
-inline uint int8_find(constant gpu_matvec &p, uint tile) {
-    uint j = 0;
-    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
-    return j;
-}
-
-[[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
-kernel void matvec_int8(device const uchar *w0     [[buffer(0)]],
-                        device const uchar *w1     [[buffer(1)]],
-                        device const uchar *w2     [[buffer(2)]],
-                        device const uchar *w3     [[buffer(3)]],
-                        device const uchar *w4     [[buffer(4)]],
-                        device const uchar *w5     [[buffer(5)]],
-                        device const uchar *w6     [[buffer(6)]],
-                        device const uchar *w7     [[buffer(7)]],
-                        device const float *x      [[buffer(8)]],
-                        device float *y            [[buffer(9)]],
-                        constant gpu_matvec &p     [[buffer(10)]],
-                        uint tg                    [[threadgroup_position_in_grid]],
-                        ushort tid                 [[thread_index_in_threadgroup]],
-                        ushort sg                  [[simdgroup_index_in_threadgroup]],
-                        ushort lane                [[thread_index_in_simdgroup]])
-{
-    threadgroup float parts[INT8_MOST_PARTS];
-    threadgroup int8_x memory;
-    const uint j = int8_find(p, tg);
-    device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
-    const uint rows = p.job[j].tile_rows, slices = p.job[j].slices, row = (tg - p.job[j].first_tile) * rows;
-    const uint slice = sg % slices, count = rows * slices / INT8_SIMDGROUPS, first = sg / slices * count;
-    threadgroup float *out = parts + slice * rows + first;
-    // Tiles end where the rows of a slice of x do; rows past the last one are computed and not written.
-    device const float *from = x + ulong(row / p.job[j].group_rows) * p.job[j].columns;
-    switch (p.job[j].type) {
-    case GPU_F32: int8_job_float<GPU_F32>(w, p.job[j], from, row + first, count, slice, lane, out); break;
-    case GPU_F16: int8_job_float<GPU_F16>(w, p.job[j], from, row + first, count, slice, lane, out); break;
-    default: int8_job_q8(w, p.job[j], from, row + first, count, slice, memory, tid, lane, out);
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (tid < rows && row + tid < p.job[j].rows) {
-        float sum = parts[tid];
-        for (uint s = 1; s < slices; ++s) { sum += parts[s * rows + tid]; }
-        y[p.job[j].out + row + tid] = sum;
-    }
-}
-
-// ---------------------------------------------------------------- several tokens
-
-#define INT8_TOKENS 8u
-#define INT8_MANY_ROWS 64u  // of a tile, at most
-
-// Rows first … first + count of this simdgroup, `out` [row][INT8_TOKENS].
-inline void int8_many_q8(device const uchar *w, constant gpu_matrix_job &job, device const float *x, uint ldx, uint n,
-                         uint first, uint count, threadgroup int8_x &memory, ushort tid, ushort lane,
-                         threadgroup float *out) {
-    const uint columns = job.columns;
-    for (uint k0 = 0; k0 < columns; k0 += INT8_SLICE) {
-        int8_rows_q8 now;
-        int8_load_q8(w, job.plane, first, job.rows, columns, k0, lane, now);
-        if (k0 > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        // A slice of every token behind one another, in turn of 256 threads with four columns each.
-        int8_quantize_tokens(x, ldx, columns, k0, n, memory, tid);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        #pragma unroll(1)
-        for (uint r = 0; r < count; r += 4) {
-            #pragma unroll(1)
-            for (uint t = 0; t < n; ++t) {
-                float sums[4];
-                #pragma unroll
-                for (ushort i = 0; i < 4; ++i) { sums[i] = 0.0f; }
-                #pragma unroll
-                for (ushort p = 0; p < 2; ++p) {
-                    const uint c = t * INT8_SLICE + 512u * p + 16u * lane;
-                    uint high[4];
-                    uint low[4];
-                    int8_take16(memory, c, high, low);
-                    const float scale = memory.scale[c / 32];
-                    #pragma unroll
-                    for (ushort i = 0; i < 4; ++i) {
-                        int hi = 0, lo = 0;
-                        #pragma unroll
-                        for (ushort e = 0; e < 4; ++e) {
-                            hi = int8_dot_high(now.q[i][p][e], high[e], hi);
-                            lo = int8_dot_low(now.q[i][p][e], low[e], lo);
-                        }
-                        sums[i] += float(hi * 256 + lo) * (now.d[i][p] * scale);
-                    }
-                }
-                const float sum = int8_reduce4(sums, lane);
-                threadgroup float *part = out + (r + lane % 4) * INT8_TOKENS + t;
-                if (lane < 4) { *part = k0 == 0 ? sum : *part + sum; }
-            }
-            if (r + 4 < count) { int8_load_q8(w, job.plane, first + r + 4, job.rows, columns, k0, lane, now); }
-        }
-    }
-}
-
-template <uint T>
-inline void int8_many_float(device const uchar *w, constant gpu_matrix_job &job, device const float *x, uint ldx, uint n,
-                            uint first, uint count, ushort lane, threadgroup float *out) {
-    const ushort v = T == GPU_F16 ? 8 : 4;  // columns in 16 bytes
-    const uint columns = job.columns, line = columns * (T == GPU_F16 ? 2 : 4);
-    #pragma unroll(1)
-    for (uint r = 0; r < count; r += 4) {
-        device const uchar *from = w + ulong(min(first + r, job.rows - 4)) * line;
-        float sums[INT8_TOKENS][4];
-        #pragma unroll
-        for (ushort t = 0; t < INT8_TOKENS; ++t) {
-            #pragma unroll
-            for (ushort i = 0; i < 4; ++i) { sums[t][i] = 0.0f; }
-        }
-        #pragma unroll(2)
-        for (uint k0 = 0; k0 < columns; k0 += 32u * v) {
-            const uint at = k0 + uint(v) * lane, k = at < columns ? at : 0u;
-            float4 b[4][2];
-            #pragma unroll
-            for (ushort i = 0; i < 4; ++i) {
-                const uint4 q = *(device const uint4 *)(from + i * line + k * (T == GPU_F16 ? 2 : 4));
-                if (T == GPU_F16) {
-                    #pragma unroll
-                    for (ushort e = 0; e < 2; ++e) {
-                        b[i][e] = float4(float(as_type<half>(ushort(q[2 * e] & 0xffffu))), float(as_type<half>(ushort(q[2 * e] >> 16))),
-                                         float(as_type<half>(ushort(q[2 * e + 1] & 0xffffu))),
-                                         float(as_type<half>(ushort(q[2 * e + 1] >> 16))));
-                    }
-                } else {
-                    b[i][0] = as_type<float4>(q);
-                }
-            }
-            #pragma unroll
-            for (ushort t = 0; t < INT8_TOKENS; ++t) {
-                if (t < n) {
-                    #pragma unroll
-                    for (ushort e = 0; e < v / 4; ++e) {
-                        const float4 a = at < columns ? *(device const float4 *)(x + ulong(t) * ldx + k + 4 * e) : float4(0.0f);
-                        #pragma unroll
-                        for (ushort i = 0; i < 4; ++i) { sums[t][i] += dot(b[i][e], a); }
-                    }
-                }
-            }
-        }
-        #pragma unroll
-        for (ushort t = 0; t < INT8_TOKENS; ++t) {
-            if (t < n) {
-                const float sum = int8_reduce4(sums[t], lane);
-                if (lane < 4) { out[(r + lane) * INT8_TOKENS + t] = sum; }
-            }
-        }
-    }
-}
-
-[[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
-kernel void matvec_int8_many(device const uchar *w0     [[buffer(0)]],
-                             device const uchar *w1     [[buffer(1)]],
-                             device const uchar *w2     [[buffer(2)]],
-                             device const uchar *w3     [[buffer(3)]],
-                             device const uchar *w4     [[buffer(4)]],
-                             device const uchar *w5     [[buffer(5)]],
-                             device const uchar *w6     [[buffer(6)]],
-                             device const uchar *w7     [[buffer(7)]],
-                             device const float *x      [[buffer(8)]],
-                             device float *y            [[buffer(9)]],
-                             constant gpu_matvec &p     [[buffer(10)]],
-                             uint tg                    [[threadgroup_position_in_grid]],
-                             ushort tid                 [[thread_index_in_threadgroup]],
-                             ushort sg                  [[simdgroup_index_in_threadgroup]],
-                             ushort lane                [[thread_index_in_simdgroup]])
-{
-    threadgroup float parts[INT8_MANY_ROWS * INT8_TOKENS];
-    threadgroup int8_x memory;
-    const uint j = int8_find(p, tg);
-    device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
-    const uint rows = p.job[j].tile_rows, row = (tg - p.job[j].first_tile) * rows;
-    const uint count = rows / INT8_SIMDGROUPS, first = sg * count;
-    device const float *from = x + ulong(row / p.job[j].group_rows) * p.job[j].columns;
-    threadgroup float *out = parts + first * INT8_TOKENS;
-    switch (p.job[j].type) {
-    case GPU_F32: int8_many_float<GPU_F32>(w, p.job[j], from, p.ldx, p.n, row + first, count, lane, out); break;
-    case GPU_F16: int8_many_float<GPU_F16>(w, p.job[j], from, p.ldx, p.n, row + first, count, lane, out); break;
-    default: int8_many_q8(w, p.job[j], from, p.ldx, p.n, row + first, count, memory, tid, lane, out);
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = tid; i < rows * p.n; i += INT8_THREADS) {
-        const uint t = i / rows, r = i % rows;
-        if (row + r < p.job[j].rows) { y[p.job[j].out + ulong(t) * p.job[j].rows + row + r] = parts[r * INT8_TOKENS + t]; }
-    }
-}
-
 #line 1 "rms_norm.metal"
 // rms_norm.metal — y = x / sqrt(mean(x²) + eps) · weight
 //
-//   rms_norm_f32   x [n, width], weight [width]   -> y [n, width]
+//   rms_norm_f32   x [n, width], weight [width]   -> y [n, width]; width a multiple of 4
 //
 // Grid       one threadgroup a row
 // Precision  f32
@@ -4311,7 +3567,10 @@ kernel void matvec_int8_many(device const uchar *w0     [[buffer(0)]],
 #line 12 "rms_norm.metal"
 using namespace metal;
 
-[[max_total_threads_per_threadgroup(256)]]
+#define NORM_THREADS 256
+#define NORM_MOST 2  // quads a thread keeps from the sum to the product; what is beyond is read again
+
+[[max_total_threads_per_threadgroup(NORM_THREADS)]]
 kernel void rms_norm_f32(device const float *x          [[buffer(0)]],
                          device const float *weight     [[buffer(1)]],
                          device float *y                [[buffer(2)]],
@@ -4322,12 +3581,33 @@ kernel void rms_norm_f32(device const float *x          [[buffer(0)]],
                          ushort lane                    [[thread_index_in_simdgroup]])
 {
     threadgroup float partial[32];
-    device const float *from = x + ulong(row) * p.width;
-    device float *to = y + ulong(row) * p.width;
+    const uint quads = p.width / 4;
+    device const float4 *from = (device const float4 *)(x + ulong(row) * p.width);
+    device const float4 *factor = (device const float4 *)weight;
+    device float4 *to = (device float4 *)(y + ulong(row) * p.width);
+    float4 v[NORM_MOST];
+    float4 w[NORM_MOST];
+    #pragma unroll
+    for (ushort i = 0; i < NORM_MOST; ++i) {
+        const uint at = i * NORM_THREADS + tid;
+        v[i] = float4(0.0f);
+        w[i] = float4(0.0f);
+        if (at < quads) {
+            v[i] = from[at];
+            w[i] = factor[at];
+        }
+    }
     float sum = 0.0f;
-    for (uint i = tid; i < p.width; i += 256) { sum += from[i] * from[i]; }
-    const float scale = reduce_rms(reduce_sum(sum, partial, 8, sg, lane), p.width, p.epsilon);
-    for (uint i = tid; i < p.width; i += 256) { to[i] = from[i] * scale * weight[i]; }
+    for (uint i = NORM_MOST * NORM_THREADS + tid; i < quads; i += NORM_THREADS) { sum += dot(from[i], from[i]); }
+    #pragma unroll
+    for (ushort i = 0; i < NORM_MOST; ++i) { sum += dot(v[i], v[i]); }
+    const float scale = reduce_rms(reduce_sum(sum, partial, NORM_THREADS / 32, sg, lane), p.width, p.epsilon);
+    #pragma unroll
+    for (ushort i = 0; i < NORM_MOST; ++i) {
+        const uint at = i * NORM_THREADS + tid;
+        if (at < quads) { to[at] = v[i] * scale * w[i]; }
+    }
+    for (uint i = NORM_MOST * NORM_THREADS + tid; i < quads; i += NORM_THREADS) { to[i] = from[i] * scale * factor[i]; }
 }
 
 #line 1 "rope.metal"
@@ -4336,7 +3616,7 @@ kernel void rms_norm_f32(device const float *x          [[buffer(0)]],
 //   rope_table_f32     positions [n], frequencies [pairs]   -> table [n, pairs, 2] of (cos, sin)
 //   rope_queries_f32   q [n, heads, dim], table             -> each head normed, then rotated
 //
-// Grid       table: one thread a pair; queries: x heads, y tokens, one simdgroup each
+// Grid       table: one thread a pair; queries: x eight heads, a simdgroup each, y tokens
 // Precision  f32; the angle is rounded to f32 before the cosine, as the reference implementation does
 // CPU twin   CKernels/rope.c, rms_norm.c
 // Origin     ours
@@ -4356,28 +3636,47 @@ kernel void rope_table_f32(device const int *positions     [[buffer(0)]],
     table[i] = float2(precise::cos(angle), precise::sin(angle));
 }
 
-[[max_total_threads_per_threadgroup(32)]]
+// Four pieces of 128 values at most: a lane has 4 · lane … of each, read once.
+#define ROPE_PIECES 4
+#define ROPE_THREADS 256
+
+inline float2 rope_turn(float2 v, float2 turn) {
+    return float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+[[max_total_threads_per_threadgroup(ROPE_THREADS)]]
 kernel void rope_queries_f32(device float *q              [[buffer(0)]],
                              device const float2 *table   [[buffer(1)]],
                              constant gpu_queries &p      [[buffer(2)]],
                              uint2 tg                     [[threadgroup_position_in_grid]],
+                             ushort sg                    [[simdgroup_index_in_threadgroup]],
                              ushort lane                  [[thread_index_in_simdgroup]])
 {
-    device float2 *row = (device float2 *)(q + (ulong(tg.y) * p.heads + tg.x) * p.dim);
-    const uint pairs = p.dim / 2, plain = (p.dim - p.rope) / 2;
+    const uint head = tg.x * (ROPE_THREADS / 32) + sg, plain = p.dim - p.rope;
+    if (head >= p.heads) { return; }
+    device float *row = q + (ulong(tg.y) * p.heads + head) * p.dim;
+    table += ulong(tg.y) * (p.rope / 2);
+    float4 v[ROPE_PIECES];
+    float4 turn[ROPE_PIECES];  // of the piece's two pairs
     float sum = 0.0f;
-    for (uint i = lane; i < pairs; i += 32) {
-        const float2 v = row[i];
-        sum += dot(v, v);
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        v[e] = float4(0.0f);
+        turn[e] = float4(1.0f, 0.0f, 1.0f, 0.0f);
+        if (i < p.dim) { v[e] = *(device const float4 *)(row + i); }
+        if (i < p.dim && i >= plain) { turn[e].xy = table[(i - plain) / 2]; }
+        if (i < p.dim && i + 2 >= plain) { turn[e].zw = table[(i + 2 - plain) / 2]; }
     }
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) { sum += dot(v[e], v[e]); }
     const float scale = reduce_rms(simd_sum(sum), p.dim, p.epsilon);
-    for (uint i = lane; i < pairs; i += 32) {
-        const float2 v = row[i] * scale;
-        if (i < plain) {
-            row[i] = v;
-        } else {
-            const float2 turn = table[ulong(tg.y) * (p.rope / 2) + i - plain];
-            row[i] = float2(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+    #pragma unroll
+    for (ushort e = 0; e < ROPE_PIECES; ++e) {
+        const uint i = 128u * e + 4u * lane;
+        const float4 x = v[e] * scale;
+        if (i < p.dim) {
+            *(device float4 *)(row + i) = float4(rope_turn(x.xy, turn[e].xy), rope_turn(x.zw, turn[e].zw));
         }
     }
 }
@@ -4391,7 +3690,7 @@ kernel void rope_queries_f32(device float *q              [[buffer(0)]],
 // scores = sqrt(softplus(logits)); the highest of score + bias (ties: the lower id); weights = their
 // scores / sum · scale.
 //
-// Grid       one simdgroup a token
+// Grid       one threadgroup a token; of router_hash one simdgroup
 // Precision  f32
 // CPU twin   CKernels/router.c
 // Origin     ours
@@ -4400,7 +3699,7 @@ kernel void rope_queries_f32(device float *q              [[buffer(0)]],
 using namespace metal;
 
 #define ROUTER_MOST 1024
-#define ROUTER_MOST_USED 32
+#define ROUTER_THREADS 256
 
 inline float router_score(float logit) {
     // log(1 + e^x): for small e^x the series is closer than the sum's rounding.
@@ -4409,46 +3708,83 @@ inline float router_score(float logit) {
     return sqrt(logit > 20.0f ? logit : soft);
 }
 
-// Lane j < used holds id j.
-inline void router_weigh(device const float *logits, uint id, uint used, float scale, device float *weights,
-                         ushort lane) {
-    const float score = lane < used ? router_score(logits[id]) : 0.0f;
-    const float sum = simd_sum(score);
+// Lane j < used holds the score of place j.
+inline void router_weigh(float score, uint used, float scale, device float *weights, ushort lane) {
+    const float sum = simd_sum(lane < used ? score : 0.0f);
     if (lane < used) { weights[lane] = score / sum * scale; }
 }
 
-[[max_total_threads_per_threadgroup(32)]]
+// Larger for larger keys; a NaN comes behind all numbers, and 0 behind that. A key is never -0.
+inline uint router_order(float key) {
+    const uint bits = as_type<uint>(key);
+    return key != key ? 1u : (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
+inline uint router_most(uint v) {
+#ifdef MSL_CUDA
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    return simd_max(v);
+#endif
+}
+
+inline uint router_least(uint v) {
+#ifdef MSL_CUDA
+    return __reduce_min_sync(0xffffffffu, v);
+#else
+    return simd_min(v);
+#endif
+}
+
+// One simdgroup takes the `used` highest of up to 32 · EACH keys, one after the other. Lane j gets place j.
+template <ushort EACH>
+inline uint router_choose(threadgroup const uint *keys, uint experts, uint used, ushort lane) {
+    uint own[EACH];
+    #pragma unroll
+    for (ushort i = 0; i < EACH; ++i) { own[i] = 32u * i + lane < experts ? keys[32 * i + lane] : 0u; }
+    uint mine = 0;
+    for (uint j = 0; j < used; ++j) {
+        uint best = own[0], at = 0;
+        #pragma unroll
+        for (ushort i = 1; i < EACH; ++i) {
+            at = own[i] > best ? i : at;
+            best = max(best, own[i]);
+        }
+        const uint most = router_most(best), id = 32 * at + lane;
+        const uint chosen = router_least(best == most ? id : 0xffffu);
+        #pragma unroll
+        for (ushort i = 0; i < EACH; ++i) { own[i] = 32u * i + lane == chosen ? 0u : own[i]; }
+        mine = lane == j ? chosen : mine;
+    }
+    return mine;
+}
+
+[[max_total_threads_per_threadgroup(ROUTER_THREADS)]]
 kernel void router_top_k(device const float *logits   [[buffer(0)]],
                          device const float *bias     [[buffer(1)]],
                          device int *ids              [[buffer(2)]],
                          device float *weights        [[buffer(3)]],
                          constant gpu_router &p       [[buffer(4)]],
                          uint token                   [[threadgroup_position_in_grid]],
+                         ushort tid                   [[thread_index_in_threadgroup]],
+                         ushort sg                    [[simdgroup_index_in_threadgroup]],
                          ushort lane                  [[thread_index_in_simdgroup]])
 {
-    threadgroup float keys[ROUTER_MOST];
+    threadgroup uint keys[ROUTER_MOST];
+    threadgroup float scores[ROUTER_MOST];
     device const float *line = logits + ulong(token) * p.experts;
-    for (uint e = lane; e < p.experts; e += 32) {
-        const float key = router_score(line[e]) + bias[e];
-        keys[e] = key == key ? key : -3.0e38f;
+    for (uint e = tid; e < p.experts; e += ROUTER_THREADS) {
+        const float offset = bias[e], logit = line[e], score = router_score(logit);
+        keys[e] = router_order(logit == logit ? score + offset : logit);
+        scores[e] = score;
     }
-    uint mine = 0;
-    for (uint j = 0; j < p.used; ++j) {
-        float best = -3.4e38f;
-        uint id = 0xffffu;
-        for (uint e = lane; e < p.experts; e += 32) {
-            if (keys[e] > best) {
-                best = keys[e];
-                id = e;
-            }
-        }
-        const float most = simd_max(best);
-        const uint chosen = simd_min(best == most ? id : 0xffffu);
-        if (lane == chosen % 32u) { keys[chosen] = -3.4e38f; }
-        if (lane == j) { mine = chosen; }
-    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sg != 0) { return; }
+    const uint mine = p.experts <= 256 ? router_choose<8>(keys, p.experts, p.used, lane)
+                    : p.experts <= 512 ? router_choose<16>(keys, p.experts, p.used, lane)
+                    : router_choose<32>(keys, p.experts, p.used, lane);
     if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(mine); }
-    router_weigh(line, mine, p.used, p.scale, weights + ulong(token) * p.used, lane);
+    router_weigh(scores[mine], p.used, p.scale, weights + ulong(token) * p.used, lane);
 }
 
 [[max_total_threads_per_threadgroup(32)]]
@@ -4463,7 +3799,8 @@ kernel void router_hash(device const float *logits   [[buffer(0)]],
 {
     const uint id = lane < p.used ? uint(table[ulong(tokens[token]) * p.used + lane]) : 0u;
     if (lane < p.used) { ids[ulong(token) * p.used + lane] = int(id); }
-    router_weigh(logits + ulong(token) * p.experts, id, p.used, p.scale, weights + ulong(token) * p.used, lane);
+    const float score = router_score(logits[ulong(token) * p.experts + id]);
+    router_weigh(score, p.used, p.scale, weights + ulong(token) * p.used, lane);
 }
 
 #line 1 "sampling.metal"

@@ -95,6 +95,7 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
     *function = strdup(name + 4);
     return 0;
 }
+int cuFuncSetAttribute(void *, int, int) { return 0; }
 int cuStreamCreate(void **stream, unsigned) { *stream = stream; return 0; }
 int cuStreamDestroy_v2(void *) { return 0; }
 int cuStreamSynchronize(void *) { return 0; }

@@ -76,6 +76,22 @@ struct gpu_matmul {
     uint64_t plane;
 };
 
+/* x, rounded to half, in the order that wide products read it. */
+struct gpu_pack {
+    uint32_t n;      /* tokens, or places of sorted assignments */
+    uint32_t ldx;
+    uint32_t stride; /* tokens between units of eight columns */
+    uint32_t gather; /* 0: token m is row m of x; else row order[m] / gather */
+};
+
+struct gpu_wide_experts {
+    uint32_t rows;    /* of one expert */
+    uint32_t columns;
+    uint32_t stride;  /* of the packed input, and of gate_up's output */
+    float clamp;
+    uint64_t plane;
+};
+
 struct gpu_rms_norm {
     uint32_t width;
     float epsilon;
