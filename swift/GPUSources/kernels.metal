@@ -3,16 +3,21 @@
 // rows and a sink (report §2.3).
 //
 //   attention_split   one share of a token's rows for ATT_HEADS heads  -> parts [splits, n, heads, dim], and
-//                                                                          sums [splits, n, heads] of (maximum, sum)
-//   attention_tiles   the same with one share, heads of 512, products in half on the matrix units: for prompts
+//                                                                          sums [splits, n, heads] of (log2 of what
+//                                                                          the weights are relative to, sum)
 //   attention_merge   the shares, the sink, the inverse rotation       -> out [n, heads, dim]; and the last rows
 //                                                                          of the call into their slots of the ring
+//   attention_tiles   all of it for prompts, heads of 512, but the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
 // the selected ones, or the first (p + 1) / ratio. Ring and pages are those of its line of `sessions`.
 //
-// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); tiles: x groups of 32 heads,
-//            y tokens; merge: x heads, y tokens
+// FP8 rows of 512 values go through the matrix units in both. A row's 448 plain values are exact in half; split
+// takes queries, weights of rows and rotated values as two halfs each, so that 22 bits of them count, tiles
+// rounds them to half. Split multiplies rows of other formats one by one, in f32.
+//
+// Grid       split: x shares, y groups of heads, z tokens (each at most 65535); merge: x heads, y tokens from
+//            p.first, z pieces of MERGE_VALUES values; tiles: x groups of TILES_HEADS heads, y tokens
 // Precision  f32; tiles: queries, rows and weights of rows rounded to half, sums f32
 // CPU twin   CKernels/attention.c
 // Origin     ours
@@ -203,10 +208,10 @@ struct gpu_attention {
     uint32_t ratio; /* 0: no compressed rows */
     uint32_t rows_per_page;
     uint32_t top; /* 0: all visible rows */
-    uint32_t splits;
+    uint32_t splits; /* 0: there are none to merge */
     float scale;
     uint32_t table_stride;
-    uint32_t unused;
+    uint32_t first; /* token to merge */
 };
 
 struct gpu_router {
@@ -501,7 +506,7 @@ inline void kv_encode(constant gpu_row_format &f, float2 v, threadgroup float2 *
 
 #endif
 
-#line 20 "attention.metal"
+#line 25 "attention.metal"
 #line 1 "tile.h"
 // tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
 // simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
@@ -605,25 +610,157 @@ inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort l
 #endif
 #endif
 
-#line 21 "attention.metal"
+#line 26 "attention.metal"
 using namespace metal;
 
-// Where row `place` of a token's list lies: window rows first, `start` being the first one's position.
-inline device const uchar *att_row(constant gpu_attention &p, device const uchar *ring, device const uchar *chunk,
-                                   device const kv_page *pages, device const int *selected, uint token, uint first,
-                                   uint start, uint in_window, uint place) {
-    if (place < in_window) {
-        const uint seen = start + place;
-        return seen < first ? ring + ulong(seen % p.window) * p.format.bytes
-                            : chunk + ulong(seen - first) * p.format.bytes;
+#define ATT_LOG2E 1.44269504f
+#define ATT_NONE (-1.0e30f)
+#define ATT_CHUNK 0xffffffffu
+#define ATT_RING 0xfffffffeu
+
+// What one token attends to: `in_window` rows from position `start` on, then compressed ones.
+struct att_list {
+    device const uchar *ring;
+    device const uchar *chunk;
+    device const kv_page *pages;
+    device const int *selected;
+    uint first;
+    uint start;
+    uint in_window;
+    uint all;
+};
+
+inline att_list att_open(constant gpu_attention &p, device const uchar *rows_here, device const kv_page *sessions,
+                         device const int *selected, device const int *counts, device const int *positions,
+                         uint token) {
+    att_list l;
+    // Where its session begins in this call.
+    const uint base = p.table_stride != 0u ? token : 0u;
+    const uint position = uint(positions[token]);
+    device const kv_page *own = kv_line(sessions, p.table_stride, token);
+    l.first = uint(positions[base]);
+    l.ring = own[0].rows;
+    l.chunk = rows_here + ulong(base) * p.format.bytes;
+    l.pages = own + 1;
+    l.selected = selected + ulong(token) * p.top;
+    l.start = position + 1 > p.window ? position + 1 - p.window : 0;
+    l.in_window = position + 1 - l.start;
+    l.all = l.in_window + (p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio);
+    return l;
+}
+
+// Where row `place` of the list lies: a page (or ring, or chunk) and the row in it.
+inline uint2 att_place(thread att_list &l, constant gpu_attention &p, uint place) {
+    if (place < l.in_window) {
+        const uint seen = l.start + place;
+        return seen < l.first ? uint2(ATT_RING, seen % p.window) : uint2(ATT_CHUNK, seen - l.first);
     }
-    const uint row = p.top != 0u ? uint(selected[ulong(token) * p.top + place - in_window]) : place - in_window;
-    return kv_row(pages, p.rows_per_page, p.format.bytes, row);
+    const uint row = p.top != 0u ? uint(l.selected[place - l.in_window]) : place - l.in_window;
+    return uint2(row / p.rows_per_page, row % p.rows_per_page);
+}
+
+inline device const uchar *att_address(thread att_list &l, constant gpu_attention &p, uint2 place) {
+    device const uchar *base = l.chunk;
+    if (place.x == ATT_RING) { base = l.ring; }
+    if (place.x < ATT_RING) { base = l.pages[place.x].rows; }
+    return base + ulong(place.y) * p.format.bytes;
 }
 
 inline bool att_is_fp8_512(constant gpu_attention &p) {
     return p.format.kind == GPU_ROW_FP8 && p.format.dim == 512u && p.format.rope == 64u;
 }
+
+// ---------------------------------------------------------------- rows on the matrix units
+
+#define ATT_THREADS 256
+#define ATT_DIM 512
+#define ATT_TILE 16                 // rows at a time: sixteen threads bring one
+#define ATT_LD (ATT_DIM + 8)        // of rows in threadgroup memory, in halfs
+#define ATT_WEIGHT_LD (ATT_TILE + 8)
+
+// The list's rows from `from` to `to`, ATT_TILE at a time. A simdgroup brings two rows of each tile: the places of
+// its rows in sixteen tiles are looked up at once, a lane each.
+struct att_rows {
+    uint from;
+    uint to;
+    uint2 places;
+};
+
+inline device const uchar *att_next(thread att_rows &r, thread att_list &l, constant gpu_attention &p, uint tile,
+                                    ushort sg, ushort lane) {
+    if (tile % 16 == 0) {
+        // Rows past the end repeat the last one and weigh nothing.
+        r.places = att_place(l, p, min(r.from + (tile + lane / 2) * ATT_TILE + sg * 2 + lane % 2, r.to - 1));
+    }
+    return att_address(l, p, simd_shuffle(r.places, ushort(tile % 16 * 2 + lane / 16)));
+}
+
+// In threadgroup memory, and so in queries and sums, the middle two of four neighbouring channels have changed
+// places: a word of codes then becomes two pairs of halfs by masks.
+inline float4 att_swap(float4 v) { return float4(v.x, v.z, v.y, v.w); }
+
+// Two codes of E4M3, whose bits were moved to half's place, there mean 2^-8 of their value. The power of a block
+// is 2^-22 at least, and as large as is needed for numbers that half has.
+inline uint att_pair(uint signs, uint magnitudes, half2 factor) {
+    return as_type<uint>(as_type<half2>((signs & 0x80008000u) | (magnitudes & 0x3f803f80u)) * factor);
+}
+
+// Values 4 · (t + 16 · j) … of a row as halfs, for j from 0 to 7; low: what the rotated ones, j = 7, lack.
+inline void att_halfs(thread kv_share &share, thread uint2 *v, thread uint2 &low, uint t) {
+    #pragma unroll
+    for (ushort j = 0; j < 7; ++j) {
+        const uint scale = ((j < 4 ? share.scales.x : share.scales.y) >> (8 * (j & 3))) & 255u, w = share.q[j];
+        // 2^8 times the block's power, twice.
+        const half2 factor = as_type<half2>(scale * 0x04000400u - 104u * 0x04000400u);
+        v[j] = uint2(att_pair(w << 8, w << 7, factor), att_pair(w, w >> 1, factor));
+    }
+    // Three values of 21 bits to 64: this thread's begin at value 4·t % 3 of a word.
+    const float step = kv_power(share.scales.y >> 24) * 9.5367431640625e-7f;
+    const ulong words[2] = {ulong(share.low.x) | ulong(share.low.y) << 32, ulong(share.high.x) | ulong(share.high.y) << 32};
+    float4 x;
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        const uint at = t % 3 + i;
+        const uint bits = uint((at < 3 ? words[0] : words[1]) >> (21u * (at < 3 ? at : at - 3)));
+        x[i] = float(int(bits << 11) >> 11) * step;
+    }
+    x = att_swap(x);
+    const half4 h = half4(x);
+    v[7] = as_type<uint2>(h);
+    low = as_type<uint2>(half4(x - float4(h)));
+}
+
+inline void att_put(threadgroup half *line, thread const uint2 *v, uint t) {
+    #pragma unroll
+    for (ushort j = 0; j < 8; ++j) { *(threadgroup uint2 *)(line + 4 * (t + 16 * j)) = v[j]; }
+}
+
+// Weights stay relative to a maximum until that is exceeded by so much: they are at most 2^8 then, and sums need
+// scaling seldom.
+#define ATT_SLACK 8.0f
+
+// What sums so far are worth from now on; `top` moves up to `most` when that is much higher.
+inline float att_fade(thread float &top, float most) {
+    const float fade = most > top + ATT_SLACK ? exp2(top - most) : 1.0f;
+    top = most > top + ATT_SLACK ? most : top;
+    return fade;
+}
+
+// c = c + d.
+#ifdef MSL_TILE_MMA
+inline void att_join(thread tile_c &c, thread tile_c &d) {
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
+}
+#else
+inline void att_join(thread tile_c &c, thread tile_c &d) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
+        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
+    }
+}
+#endif
+
+// ---------------------------------------------------------------- a share of the rows
 
 #define ATT_SIMDGROUPS 8
 #define ATT_SIMD_HEADS 2
@@ -631,74 +768,181 @@ inline bool att_is_fp8_512(constant gpu_attention &p) {
 #define ATT_ROWS 8
 #define ATT_LANE (KV_MOST_DIM / 128)  // float4 a lane holds of a row: value (v · 32 + lane) · 4 …
 
-[[max_total_threads_per_threadgroup(ATT_SIMDGROUPS * 32)]]
-kernel void attention_split(device const float *q              [[buffer(0)]],
-                            device const uchar *rows_here      [[buffer(1)]],
-                            device const kv_page *sessions     [[buffer(2)]],
-                            device const int *selected         [[buffer(3)]],
-                            device const int *counts           [[buffer(4)]],
-                            device const int *positions        [[buffer(5)]],
-                            device float *parts                [[buffer(6)]],
-                            device float2 *sums                [[buffer(7)]],
-                            constant gpu_attention &p          [[buffer(8)]],
-                            uint3 tg                           [[threadgroup_position_in_grid]],
-                            ushort tid                         [[thread_index_in_threadgroup]],
-                            ushort sg                          [[simdgroup_index_in_threadgroup]],
-                            ushort lane                        [[thread_index_in_simdgroup]])
-{
-    threadgroup float4 tile[ATT_ROWS * KV_MOST_DIM / 4];
-    const uint token = tg.z, dim = p.format.dim, quads = dim / 4;
-    // Where its session begins in this call.
-    const uint base = p.table_stride != 0u ? token : 0u;
-    const uint first = uint(positions[base]), position = uint(positions[token]);
-    device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
-    device const kv_page *pages = own + 1;
-    const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
-    const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
-    const uint all = in_window + compressed, share = (all + p.splits - 1) / p.splits;
-    const uint from = min(tg.x * share, all), to = min(from + share, all);
-    const bool is_fp8 = att_is_fp8_512(p);
+#define SPLIT_LOW_LD (64 + 8)
+#define SPLIT_LOW (ATT_TILE * ATT_LD)                     // low halfs of rotated values, behind the rows
+#define SPLIT_MEMORY ((SPLIT_LOW + ATT_TILE * SPLIT_LOW_LD) / 8)  // uint4
 
+// Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones. The last
+// one's channels are the rotated values.
+inline void split_tiles(device const float *q, thread att_list &l, constant gpu_attention &p, uint from, uint to,
+                        uint head, device float *parts, device float2 *sums, threadgroup uint4 *memory,
+                        threadgroup float *partial, threadgroup half *weights, threadgroup float *fades, ushort tid,
+                        ushort sg, ushort lane) {
+    threadgroup half *rows = (threadgroup half *)memory, *rows_low = rows + SPLIT_LOW;
+    const uint channel = sg * 64u, t = tid & 15;
+    const bool is_rotated = sg == 7;
+    kv_share share;
+    att_rows r;
+    r.from = from;
+    r.to = to;
+    device const uchar *next = att_next(r, l, p, 0, sg, lane);
+    kv_load_share(share, next, t, 16);
+    next = att_next(r, l, p, 1, sg, lane);
+    // Queries become matrices by way of the rows' memory, a simdgroup's in its own piece of it.
+    tile_a query[4], query_low[4];
+    {
+        threadgroup half *mine = rows + sg * (ATT_HEADS * SPLIT_LOW_LD);
+        uint2 low[8];
+        #pragma unroll
+        for (ushort i = 0; i < 8; ++i) {
+            const uint h = min(head + lane / 16 + 2 * i, p.heads - 1);
+            const float4 v = att_swap(*(device const float4 *)(q + ulong(h) * ATT_DIM + channel + lane % 16 * 4));
+            const half4 high = half4(v);
+            low[i] = as_type<uint2>(half4(v - float4(high)));
+            *(threadgroup half4 *)(mine + (lane / 16 + 2 * i) * SPLIT_LOW_LD + lane % 16 * 4) = high;
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) { tile_load_a(query[k], mine + 16 * k, SPLIT_LOW_LD, lane); }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll
+        for (ushort i = 0; i < 8; ++i) {
+            *(threadgroup uint2 *)(mine + (lane / 16 + 2 * i) * SPLIT_LOW_LD + lane % 16 * 4) = low[i];
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) { tile_load_a(query_low[k], mine + 16 * k, SPLIT_LOW_LD, lane); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    tile_c sum[4];
+    #pragma unroll
+    for (ushort j = 0; j < 4; ++j) { tile_zero(sum[j]); }
+    // Of head tid / 16: the same in sixteen lanes, and each lane's share of the weight.
+    float top = ATT_NONE, weight = 0.0f;
+    for (uint at = from, tile = 0; at < to; at += ATT_TILE, ++tile) {
+        {
+            uint2 v[8], low;
+            att_halfs(share, v, low, t);
+            att_put(rows + tid / 16 * ATT_LD, v, t);
+            *(threadgroup uint2 *)(rows_low + tid / 16 * SPLIT_LOW_LD + 4 * t) = low;
+        }
+        // The tile after this one begins to arrive; where the one after that lies is known by then.
+        if (at + ATT_TILE < to) {
+            kv_load_share(share, next, t, 16);
+            next = att_next(r, l, p, tile + 2, sg, lane);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        tile_c score, score_low;
+        tile_zero(score);
+        tile_zero(score_low);
+        #pragma unroll
+        for (ushort k = 0; k < 4; ++k) {
+            tile_b key;
+            tile_load_bt(key, rows + channel + 16 * k, ATT_LD, lane);
+            tile_mma(score, query[k], key);
+            tile_mma(score_low, query_low[k], key);
+        }
+        if (is_rotated) {
+            #pragma unroll
+            for (ushort k = 0; k < 4; ++k) {
+                tile_b key;
+                tile_load_bt(key, rows_low + 16 * k, SPLIT_LOW_LD, lane);
+                tile_mma(score_low, query[k], key);
+            }
+        }
+        att_join(score, score_low);
+        tile_stage(score, partial + sg * 256, ATT_TILE, lane);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        // Head tid / 16, row tid % 16.
+        float s = 0.0f;
+        #pragma unroll
+        for (ushort g = 0; g < 8; ++g) { s += partial[g * 256 + tid]; }
+        s = at + t < to ? s * (p.scale * ATT_LOG2E) : ATT_NONE;
+        float most = max(s, simd_shuffle_xor(s, 1));
+        most = max(most, simd_shuffle_xor(most, 2));
+        most = max(most, simd_shuffle_xor(most, 4));
+        most = max(most, simd_shuffle_xor(most, 8));
+        const float fade = att_fade(top, most);
+        s = exp2(s - top);
+        weight = weight * fade + s;
+        const half high = half(s);
+        weights[tid / 16 * ATT_WEIGHT_LD + t] = high;
+        weights[(ATT_HEADS + tid / 16) * ATT_WEIGHT_LD + t] = half(s - float(high));
+        if (t == 0) { fades[tid / 16] = fade; }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (simd_any(fades[lane & 15] != 1.0f)) {
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { tile_scale_rows(sum[j], fades, lane); }
+        }
+        tile_a given, given_low;
+        tile_load_a(given, weights, ATT_WEIGHT_LD, lane);
+        tile_load_a(given_low, weights + ATT_HEADS * ATT_WEIGHT_LD, ATT_WEIGHT_LD, lane);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            tile_b value;
+            tile_load_b(value, rows + channel + 16 * j, ATT_LD, lane);
+            tile_mma(sum[j], given, value);
+            tile_mma(sum[j], given_low, value);
+        }
+        if (is_rotated) {
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                tile_b value;
+                tile_load_b(value, rows_low + 16 * j, SPLIT_LOW_LD, lane);
+                tile_mma(sum[j], given, value);
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    threadgroup float *mine = partial + sg * 256;
+    #pragma unroll
+    for (ushort j = 0; j < 4; ++j) {
+        tile_stage(sum[j], mine, ATT_TILE, lane);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        #pragma unroll
+        for (ushort e = 0; e < 2; ++e) {
+            const uint h = lane / 4 + 8 * e;
+            if (head + h < p.heads) {
+                *(device float4 *)(parts + ulong(h) * ATT_DIM + channel + 16 * j + lane % 4 * 4)
+                    = att_swap(*(threadgroup const float4 *)(mine + h * ATT_TILE + lane % 4 * 4));
+            }
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    weight += simd_shuffle_xor(weight, 1);
+    weight += simd_shuffle_xor(weight, 2);
+    weight += simd_shuffle_xor(weight, 4);
+    weight += simd_shuffle_xor(weight, 8);
+    if (t == 0 && head + tid / 16 < p.heads) { sums[tid / 16] = float2(top, weight); }
+}
+
+// Rows of any format, ATT_ROWS at a time: simdgroup s decodes row s, then adds up two heads over all of them.
+inline void split_plain(device const float *q, thread att_list &l, constant gpu_attention &p, uint from, uint to,
+                        uint head, device float *parts, device float2 *sums, threadgroup float4 *tile, ushort sg,
+                        ushort lane) {
+    const uint dim = p.format.dim, quads = dim / 4;
     float4 query[ATT_SIMD_HEADS][ATT_LANE];
     float4 sum[ATT_SIMD_HEADS][ATT_LANE];
     float top[ATT_SIMD_HEADS];
     float weight[ATT_SIMD_HEADS];
-    const uint head = tg.y * ATT_HEADS + sg * ATT_SIMD_HEADS;
     #pragma unroll
     for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) {
-        device const float4 *line = (device const float4 *)(q + (ulong(token) * p.heads + min(head + h, p.heads - 1)) * dim);
+        const uint of = min(head + sg * ATT_SIMD_HEADS + h, p.heads - 1);
         #pragma unroll
         for (ushort v = 0; v < ATT_LANE; ++v) {
             const uint i = v * 32u + lane;
-            query[h][v] = i < quads ? line[i] * p.scale : float4(0.0f);
+            query[h][v] = float4(0.0f);
+            if (i < quads) { query[h][v] = ((device const float4 *)(q + ulong(of) * dim))[i] * (p.scale * ATT_LOG2E); }
             sum[h][v] = float4(0.0f);
         }
-        top[h] = -1.0e30f;
+        top[h] = ATT_NONE;
         weight[h] = 0.0f;
     }
     for (uint at = from; at < to; at += ATT_ROWS) {
         const uint rows = min(to - at, uint(ATT_ROWS));
-        // Simdgroup s decodes row s; rows past the end repeat the last one and weigh nothing.
-        device const uchar *line = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
-                                           at + min(uint(sg), rows - 1));
-        if (is_fp8) {
-            kv_share share;
-            kv_load_share(share, line, lane, 32);
-            #pragma unroll
-            for (ushort j = 0; j < 4; ++j) {
-                const uint i = lane + 32u * j;
-                if (i < KV_FP8_WORDS) { tile[sg * 128 + i] = kv_share_plain(share, j, lane, 32); }
-            }
-            threadgroup float2 *rotated = (threadgroup float2 *)(tile + sg * 128 + KV_FP8_WORDS);
-            rotated[lane] = float2(kv_share_rope(share, 0, lane, 32), kv_share_rope(share, 1, lane, 32));
-        } else {
-            #pragma unroll
-            for (ushort v = 0; v < ATT_LANE; ++v) {
-                const uint i = v * 32u + lane;
-                if (i < quads) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
-            }
-        }
+        // Rows past the end repeat the last one and weigh nothing.
+        device const uchar *line = att_address(l, p, att_place(l, p, at + min(uint(sg), rows - 1)));
+        for (uint i = lane; i < quads; i += 32) { tile[sg * quads + i] = kv_decode4(p.format, line, i); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         float score[ATT_SIMD_HEADS][ATT_ROWS];
         #pragma unroll
@@ -721,17 +965,17 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
             #pragma unroll
             for (ushort r = 0; r < ATT_ROWS; ++r) {
                 const float s = simd_sum(score[h][r]);
-                score[h][r] = r < rows ? s : -1.0e30f;
+                score[h][r] = r < rows ? s : ATT_NONE;
                 most = max(most, score[h][r]);
             }
-            const float fade = exp(top[h] - most);
+            const float fade = exp2(top[h] - most);
             top[h] = most;
             weight[h] *= fade;
             #pragma unroll
             for (ushort v = 0; v < ATT_LANE; ++v) { sum[h][v] = sum[h][v] * fade; }
             #pragma unroll
             for (ushort r = 0; r < ATT_ROWS; ++r) {
-                score[h][r] = exp(score[h][r] - most);
+                score[h][r] = exp2(score[h][r] - most);
                 weight[h] += score[h][r];
             }
         }
@@ -751,28 +995,21 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
     }
     #pragma unroll
     for (ushort h = 0; h < ATT_SIMD_HEADS; ++h) {
-        if (head + h < p.heads) {
-            const ulong place = (ulong(tg.x) * p.n + token) * p.heads + head + h;
-            device float4 *line = (device float4 *)(parts + place * dim);
+        const uint of = sg * ATT_SIMD_HEADS + h;
+        if (head + of < p.heads) {
             #pragma unroll
             for (ushort v = 0; v < ATT_LANE; ++v) {
                 const uint i = v * 32u + lane;
-                if (i < quads) { line[i] = sum[h][v]; }
+                if (i < quads) { ((device float4 *)(parts + ulong(of) * dim))[i] = sum[h][v]; }
             }
-            if (lane == 0) { sums[place] = float2(top[h], weight[h]); }
+            if (lane == 0) { sums[of] = float2(top[h], weight[h]); }
         }
     }
 }
 
-#define TILES_DIM 512
-#define TILES_HEADS 32
-#define TILES_ROWS 16
-#define TILES_LD (TILES_DIM + 8)
-#define TILES_WEIGHT_LD (TILES_ROWS + 8)
-
-// Simdgroup g owns channels 64·g … of queries, rows and output: a score is the sum of eight partial ones.
-[[max_total_threads_per_threadgroup(256)]]
-kernel void attention_tiles(device const float *q              [[buffer(0)]],
+// As many threads as half the registers of a multiprocessor serve: two threadgroups then fit one.
+[[max_total_threads_per_threadgroup(2 * ATT_THREADS)]]
+kernel void attention_split(device const float *q              [[buffer(0)]],
                             device const uchar *rows_here      [[buffer(1)]],
                             device const kv_page *sessions     [[buffer(2)]],
                             device const int *selected         [[buffer(3)]],
@@ -781,176 +1018,260 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
                             device float *parts                [[buffer(6)]],
                             device float2 *sums                [[buffer(7)]],
                             constant gpu_attention &p          [[buffer(8)]],
+                            uint3 tg                           [[threadgroup_position_in_grid]],
+                            ushort tid                         [[thread_index_in_threadgroup]],
+                            ushort sg                          [[simdgroup_index_in_threadgroup]],
+                            ushort lane                        [[thread_index_in_simdgroup]])
+{
+    threadgroup uint4 memory[SPLIT_MEMORY];
+    threadgroup float4 partial[ATT_SIMDGROUPS * 64];
+    threadgroup uint4 weights[2 * ATT_HEADS * ATT_WEIGHT_LD / 8];
+    threadgroup float fades[ATT_HEADS];
+    const uint token = tg.z, head = tg.y * ATT_HEADS;
+    att_list l = att_open(p, rows_here, sessions, selected, counts, positions, token);
+    // Whole tiles.
+    const uint share = ((l.all + p.splits - 1) / p.splits + ATT_TILE - 1) / ATT_TILE * ATT_TILE;
+    const uint from = min(tg.x * share, l.all), to = min(from + share, l.all);
+    const ulong place = (ulong(tg.x) * p.n + token) * p.heads + head;
+    if (from == to) {
+        // Of no rows only that is known.
+        if (tid < ATT_HEADS && head + tid < p.heads) { sums[place + tid] = float2(ATT_NONE, 0.0f); }
+        return;
+    }
+    q += ulong(token) * p.heads * p.format.dim;
+    if (att_is_fp8_512(p)) {
+        split_tiles(q, l, p, from, to, head, parts + place * ATT_DIM, sums + place, memory,
+                    (threadgroup float *)partial, (threadgroup half *)weights, fades, tid, sg, lane);
+    } else {
+        split_plain(q, l, p, from, to, head, parts + place * p.format.dim, sums + place, (threadgroup float4 *)memory, sg,
+                    lane);
+    }
+}
+
+// ---------------------------------------------------------------- prompts
+
+#define TILES_HEADS 64
+
+// A tile of rows on its way; IS_FP8: or else any other format.
+template <bool IS_FP8>
+inline void tiles_load(thread kv_share &share, thread uint2 *v, constant gpu_attention &p, device const uchar *row,
+                       uint t) {
+    if (IS_FP8) {
+        kv_load_share(share, row, t, 16);
+    } else {
+        #pragma unroll
+        for (ushort j = 0; j < 8; ++j) { v[j] = as_type<uint2>(half4(att_swap(kv_decode4(p.format, row, t + 16 * j)))); }
+    }
+}
+
+template <bool IS_FP8>
+inline void tiles_decode(thread kv_share &share, thread uint2 *v, uint t) {
+    uint2 low;
+    if (IS_FP8) { att_halfs(share, v, low, t); }
+}
+
+// A simdgroup owns 32 heads and 128 channels of queries, rows and output: a score is the sum of four partial
+// ones.
+template <bool IS_FP8>
+inline void tiles_attend(device const float *q, thread att_list &l, constant gpu_attention &p, uint head,
+                         device const float *sinks, device const float *table, device float *out, threadgroup half *rows,
+                         threadgroup float *partial, threadgroup half *weights, threadgroup float *fades, ushort tid,
+                         ushort sg, ushort lane) {
+    const ushort half_of_heads = sg & 1, quarter = sg / 2;
+    const uint channel = quarter * 128u, t = tid & 15;
+    kv_share share;
+    att_rows r;
+    r.from = 0;
+    r.to = l.all;
+    device const uchar *next = att_next(r, l, p, 0, sg, lane);
+    uint2 v[8];
+    tiles_load<IS_FP8>(share, v, p, next, t);
+    // Queries become matrices by way of the rows' memory, sixteen heads at a time; all are on their way before.
+    tile_a query[2][8];
+    float4 x[4][8];
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        #pragma unroll
+        for (ushort e = 0; e < 8; ++e) {
+            const uint h = min(head + i * 16u + tid / 128 + 2 * e, p.heads - 1);
+            x[i][e] = *(device const float4 *)(q + ulong(h) * ATT_DIM + tid % 128 * 4);
+        }
+    }
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        #pragma unroll
+        for (ushort e = 0; e < 8; ++e) {
+            *(threadgroup half4 *)(rows + (tid / 128 + 2 * e) * ATT_LD + tid % 128 * 4) = half4(att_swap(x[i][e]));
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (half_of_heads == i / 2) {
+            #pragma unroll
+            for (ushort k = 0; k < 8; ++k) { tile_load_a(query[i & 1][k], rows + channel + 16 * k, ATT_LD, lane); }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    tile_c sum[2][8];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 8; ++j) { tile_zero(sum[i][j]); }
+    }
+    // Of head tid / 4: the same in four lanes, and each lane's share of the weight.
+    float top = ATT_NONE, weight = 0.0f;
+    const float scale = p.scale * ATT_LOG2E;
+    tiles_decode<IS_FP8>(share, v, t);
+    next = att_next(r, l, p, 1, sg, lane);
+    for (uint at = 0, tile = 0; at < l.all; at += ATT_TILE, ++tile) {
+        att_put(rows + tid / 16 * ATT_LD, v, t);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        {
+            tile_c score[2];
+            tile_zero(score[0]);
+            tile_zero(score[1]);
+            #pragma unroll
+            for (ushort k = 0; k < 8; ++k) {
+                tile_b key;
+                tile_load_bt(key, rows + channel + 16 * k, ATT_LD, lane);
+                tile_mma(score[0], query[0][k], key);
+                tile_mma(score[1], query[1][k], key);
+            }
+            threadgroup float *slot = partial + ((quarter & 1) * TILES_HEADS + half_of_heads * 32) * ATT_TILE;
+            if (quarter >= 2) {
+                tile_stage(score[0], slot, ATT_TILE, lane);
+                tile_stage(score[1], slot + 256, ATT_TILE, lane);
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            if (quarter < 2) {
+                tile_add(score[0], slot, ATT_TILE, lane);
+                tile_add(score[1], slot + 256, ATT_TILE, lane);
+                simdgroup_barrier(mem_flags::mem_threadgroup);
+                tile_stage(score[0], slot, ATT_TILE, lane);
+                tile_stage(score[1], slot + 256, ATT_TILE, lane);
+            }
+        }
+        // The next tile begins to arrive; where the one after that lies is known by then. Behind the last tile
+        // its last row comes again.
+        tiles_load<IS_FP8>(share, v, p, next, t);
+        next = att_next(r, l, p, tile + 2, sg, lane);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        {
+            // Head tid / 4, rows 4·(tid % 4) … of the tile.
+            float4 s = *(threadgroup const float4 *)(partial + tid * 4)
+                     + *(threadgroup const float4 *)(partial + TILES_HEADS * ATT_TILE + tid * 4);
+            const uint row = at + (tid & 3) * 4;
+            s = s * scale;
+            s.x = row < l.all ? s.x : ATT_NONE;
+            s.y = row + 1 < l.all ? s.y : ATT_NONE;
+            s.z = row + 2 < l.all ? s.z : ATT_NONE;
+            s.w = row + 3 < l.all ? s.w : ATT_NONE;
+            float most = max(max(s.x, s.y), max(s.z, s.w));
+            most = max(most, simd_shuffle_xor(most, 1));
+            most = max(most, simd_shuffle_xor(most, 2));
+            const float fade = att_fade(top, most);
+            s = float4(exp2(s.x - top), exp2(s.y - top), exp2(s.z - top), exp2(s.w - top));
+            weight = weight * fade + ((s.x + s.y) + (s.z + s.w));
+            *(threadgroup half4 *)(weights + tid / 4 * ATT_WEIGHT_LD + (tid & 3) * 4) = half4(s);
+            if ((tid & 3) == 0) { fades[tid / 4] = fade; }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (simd_any(fades[half_of_heads * 32 + lane] != 1.0f)) {
+            #pragma unroll
+            for (ushort i = 0; i < 2; ++i) {
+                #pragma unroll
+                for (ushort j = 0; j < 8; ++j) { tile_scale_rows(sum[i][j], fades + half_of_heads * 32 + 16 * i, lane); }
+            }
+        }
+        tile_a given[2];
+        #pragma unroll
+        for (ushort i = 0; i < 2; ++i) {
+            tile_load_a(given[i], weights + (half_of_heads * 32 + 16 * i) * ATT_WEIGHT_LD, ATT_WEIGHT_LD, lane);
+        }
+        #pragma unroll
+        for (ushort j = 0; j < 8; ++j) {
+            tile_b value;
+            tile_load_b(value, rows + channel + 16 * j, ATT_LD, lane);
+            tile_mma(sum[0][j], given[0], value);
+            tile_mma(sum[1][j], given[1], value);
+        }
+        // A branch, so that this is done here, where other simdgroups still multiply, and not behind the barrier.
+        if (at + ATT_TILE < l.all) { tiles_decode<IS_FP8>(share, v, t); }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    weight += simd_shuffle_xor(weight, 1);
+    weight += simd_shuffle_xor(weight, 2);
+    if ((tid & 3) == 0) {
+        const float sink = sinks[min(head + tid / 4, p.heads - 1)] * ATT_LOG2E, most = max(top, sink);
+        const float fade = exp2(top - most);
+        fades[tid / 4] = fade / (weight * fade + exp2(sink - most));
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    threadgroup float *mine = partial + sg * 256;
+    const uint plain = ATT_DIM - p.format.rope;
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 8; ++j) {
+            tile_scale_rows(sum[i][j], fades + half_of_heads * 32 + 16 * i, lane);
+            tile_stage(sum[i][j], mine, ATT_TILE, lane);
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            #pragma unroll
+            for (ushort e = 0; e < 2; ++e) {
+                const uint h = head + half_of_heads * 32u + i * 16u + lane / 4 + 8 * e, c = channel + 16 * j + lane % 4 * 4;
+                float4 x = att_swap(*(threadgroup const float4 *)(mine + (lane / 4 + 8 * e) * ATT_TILE + lane % 4 * 4));
+                if (c >= plain) {
+                    const float4 turn = *(device const float4 *)(table + c - plain);
+                    x = float4(x.x * turn.x + x.y * turn.y, x.y * turn.x - x.x * turn.y,
+                               x.z * turn.z + x.w * turn.w, x.w * turn.z - x.z * turn.w);
+                }
+                if (h < p.heads) { *(device float4 *)(out + ulong(h) * ATT_DIM + c) = x; }
+            }
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+        }
+    }
+}
+
+[[max_total_threads_per_threadgroup(ATT_THREADS)]]
+kernel void attention_tiles(device const float *q              [[buffer(0)]],
+                            device const uchar *rows_here      [[buffer(1)]],
+                            device const kv_page *sessions     [[buffer(2)]],
+                            device const int *selected         [[buffer(3)]],
+                            device const int *counts           [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device const float *sinks          [[buffer(6)]],
+                            device const float *table          [[buffer(7)]],
+                            device float *out                  [[buffer(8)]],
+                            constant gpu_attention &p          [[buffer(9)]],
                             uint2 tg                           [[threadgroup_position_in_grid]],
                             ushort tid                         [[thread_index_in_threadgroup]],
                             ushort sg                          [[simdgroup_index_in_threadgroup]],
                             ushort lane                        [[thread_index_in_simdgroup]])
 {
-    threadgroup uint4 row_memory[TILES_ROWS * TILES_LD / 8];
-    threadgroup float4 partial_memory[4 * TILES_HEADS * TILES_ROWS / 4];
-    threadgroup uint4 weight_memory[TILES_HEADS * TILES_WEIGHT_LD / 8];
+    threadgroup uint4 rows[ATT_TILE * ATT_LD / 8];
+    threadgroup float4 partial[2 * TILES_HEADS * ATT_TILE / 4];
+    threadgroup uint4 weights[TILES_HEADS * ATT_WEIGHT_LD / 8];
     threadgroup float fades[TILES_HEADS];
-    threadgroup half *rows = (threadgroup half *)row_memory;
-    threadgroup float *partial = (threadgroup float *)partial_memory;
-    threadgroup half *weights = (threadgroup half *)weight_memory;
-
-    const uint token = tg.y, head = tg.x * TILES_HEADS, channel = sg * 64u;
-    // Where its session begins in this call.
-    const uint base = p.table_stride != 0u ? token : 0u;
-    const uint first = uint(positions[base]), position = uint(positions[token]);
-    device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    device const uchar *ring = own[0].rows, *chunk = rows_here + ulong(base) * p.format.bytes;
-    device const kv_page *pages = own + 1;
-    const uint start = position + 1 > p.window ? position + 1 - p.window : 0, in_window = position + 1 - start;
-    const uint compressed = p.ratio == 0u ? 0u : p.top != 0u ? uint(counts[token]) : (position + 1) / p.ratio;
-    const uint all = in_window + compressed;
-
-    // Queries become matrices by way of the rows' memory, sixteen heads at a time.
-    tile_a query[2][4];
-    #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        for (ushort e = tid; e < TILES_ROWS * TILES_DIM / 4; e += 256) {
-            const uint h = min(head + i * 16u + e / 128, p.heads - 1);
-            const float4 v = *(device const float4 *)(q + (ulong(token) * p.heads + h) * TILES_DIM + e % 128 * 4);
-            *(threadgroup half4 *)(rows + e / 128 * TILES_LD + e % 128 * 4) = half4(v * p.scale);
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        #pragma unroll
-        for (ushort k = 0; k < 4; ++k) { tile_load_a(query[i][k], rows + channel + 16 * k, TILES_LD, lane); }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
-    tile_c sum[2][4];
-    #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) { tile_zero(sum[i][j]); }
-    }
-    // Rows past the end repeat the last one and weigh nothing.
-    const bool is_fp8 = att_is_fp8_512(p);
-    kv_share share;
-    device const uchar *next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
-                                       min(uint(tid / 16), all - 1));
-    if (is_fp8) {
-        kv_load_share(share, next, tid & 15, 16);
-        next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
-                       min(TILES_ROWS + uint(tid / 16), all - 1));
-    }
-    // Of head tid / 8, the same in eight lanes.
-    float top = -1.0e30f, weight = 0.0f;
-    for (uint at = 0; at < all; at += TILES_ROWS) {
-        // Sixteen threads decode a row.
-        threadgroup half *line = rows + tid / 16 * TILES_LD;
-        const uint t = tid & 15;
-        if (is_fp8) {
-            #pragma unroll
-            for (ushort j = 0; j < 7; ++j) {
-                *(threadgroup half4 *)(line + 4 * (t + 16 * j)) = half4(kv_share_plain(share, j, t, 16));
-            }
-            *(threadgroup half4 *)(line + KV_FP8_PLAIN + 4 * t)
-                = half4(float4(kv_share_rope(share, 0, t, 16), kv_share_rope(share, 1, t, 16),
-                               kv_share_rope(share, 2, t, 16), kv_share_rope(share, 3, t, 16)));
-            // The row after this one begins to arrive; where the one after that lies is known by then.
-            kv_load_share(share, next, t, 16);
-            next = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
-                           min(at + 2 * TILES_ROWS + tid / 16, all - 1));
-        } else {
-            device const uchar *row = att_row(p, ring, chunk, pages, selected, token, first, start, in_window,
-                                              min(at + tid / 16, all - 1));
-            for (ushort j = 0; j < TILES_DIM / 64; ++j) {
-                const uint i = t + 16 * j;
-                *(threadgroup half4 *)(line + 4 * i) = half4(kv_decode4(p.format, row, i));
-            }
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        tile_c score[2];
-        #pragma unroll
-        for (ushort i = 0; i < 2; ++i) { tile_zero(score[i]); }
-        #pragma unroll
-        for (ushort k = 0; k < 4; ++k) {
-            tile_b key;
-            tile_load_bt(key, rows + channel + 16 * k, TILES_LD, lane);
-            #pragma unroll
-            for (ushort i = 0; i < 2; ++i) { tile_mma(score[i], query[i][k], key); }
-        }
-        threadgroup float *slot = partial + (sg & 3) * (TILES_HEADS * TILES_ROWS);
-        if (sg >= 4) {
-            for (ushort i = 0; i < 2; ++i) { tile_stage(score[i], slot + i * 256, TILES_ROWS, lane); }
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (sg < 4) {
-            for (ushort i = 0; i < 2; ++i) {
-                tile_add(score[i], slot + i * 256, TILES_ROWS, lane);
-                simdgroup_barrier(mem_flags::mem_threadgroup);
-                tile_stage(score[i], slot + i * 256, TILES_ROWS, lane);
-            }
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        // Head tid / 8, rows 2·(tid % 8) and the next.
-        float2 s = float2(0.0f);
-        #pragma unroll
-        for (ushort g = 0; g < 4; ++g) {
-            s = s + *(threadgroup const float2 *)(partial + g * (TILES_HEADS * TILES_ROWS) + tid * 2);
-        }
-        const uint row = at + (tid & 7) * 2;
-        s.x = row < all ? s.x : -1.0e30f;
-        s.y = row + 1 < all ? s.y : -1.0e30f;
-        float most = max(s.x, s.y);
-        most = max(most, simd_shuffle_xor(most, 1));
-        most = max(most, simd_shuffle_xor(most, 2));
-        most = max(max(most, simd_shuffle_xor(most, 4)), top);
-        const float fade = exp(top - most);
-        s = float2(exp(s.x - most), exp(s.y - most));
-        float added = s.x + s.y;
-        added += simd_shuffle_xor(added, 1);
-        added += simd_shuffle_xor(added, 2);
-        added += simd_shuffle_xor(added, 4);
-        top = most;
-        weight = weight * fade + added;
-        weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2] = half(s.x);
-        weights[tid / 8 * TILES_WEIGHT_LD + (tid & 7) * 2 + 1] = half(s.y);
-        if ((tid & 7) == 0) { fades[tid / 8] = fade; }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        tile_a shares[2];
-        #pragma unroll
-        for (ushort i = 0; i < 2; ++i) {
-            tile_load_a(shares[i], weights + i * 16 * TILES_WEIGHT_LD, TILES_WEIGHT_LD, lane);
-            #pragma unroll
-            for (ushort j = 0; j < 4; ++j) { tile_scale_rows(sum[i][j], fades + 16 * i, lane); }
-        }
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) {
-            tile_b value;
-            tile_load_b(value, rows + channel + 16 * j, TILES_LD, lane);
-            #pragma unroll
-            for (ushort i = 0; i < 2; ++i) { tile_mma(sum[i][j], shares[i], value); }
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
-    threadgroup float *mine = partial + sg * 256;
-    #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) {
-            tile_stage(sum[i][j], mine, 16, lane);
-            simdgroup_barrier(mem_flags::mem_threadgroup);
-            for (ushort e = lane / 16; e < 16; e += 2) {
-                const uint h = head + i * 16 + e;
-                if (h < p.heads) {
-                    parts[(ulong(token) * p.heads + h) * TILES_DIM + channel + 16 * j + (lane & 15)]
-                        = mine[e * 16 + (lane & 15)];
-                }
-            }
-            simdgroup_barrier(mem_flags::mem_threadgroup);
-        }
-    }
-    if ((tid & 7) == 0 && head + tid / 8 < p.heads) {
-        sums[ulong(token) * p.heads + head + tid / 8] = float2(top, weight);
+    const uint token = tg.y;
+    att_list l = att_open(p, rows_here, sessions, selected, counts, positions, token);
+    q += ulong(token) * p.heads * ATT_DIM;
+    out += ulong(token) * p.heads * ATT_DIM;
+    table += ulong(token) * p.format.rope;
+    if (att_is_fp8_512(p)) {
+        tiles_attend<true>(q, l, p, tg.x * TILES_HEADS, sinks, table, out, (threadgroup half *)rows,
+                           (threadgroup float *)partial, (threadgroup half *)weights, fades, tid, sg, lane);
+    } else {
+        tiles_attend<false>(q, l, p, tg.x * TILES_HEADS, sinks, table, out, (threadgroup half *)rows,
+                            (threadgroup float *)partial, (threadgroup half *)weights, fades, tid, sg, lane);
     }
 }
 
+// ---------------------------------------------------------------- shares together
+
 #define MERGE_THREADS 128
+#define MERGE_SIMDGROUPS (MERGE_THREADS / 32)
+#define MERGE_VALUES 128
 #define ATT_MOST_SPLITS 32
 
+// A lane has four values, a simdgroup every fourth share. p.splits = 0: only the ring is written.
 [[max_total_threads_per_threadgroup(MERGE_THREADS)]]
 kernel void attention_merge(device const float *parts          [[buffer(0)]],
                             device const float2 *sums          [[buffer(1)]],
@@ -961,33 +1282,55 @@ kernel void attention_merge(device const float *parts          [[buffer(0)]],
                             device float *out                  [[buffer(6)]],
                             device const kv_page *sessions     [[buffer(7)]],
                             constant gpu_attention &p          [[buffer(8)]],
-                            uint2 tg                           [[threadgroup_position_in_grid]],
-                            ushort tid                         [[thread_index_in_threadgroup]])
+                            uint3 tg                           [[threadgroup_position_in_grid]],
+                            ushort tid                         [[thread_index_in_threadgroup]],
+                            ushort sg                          [[simdgroup_index_in_threadgroup]],
+                            ushort lane                        [[thread_index_in_simdgroup]])
 {
-    const uint head = tg.x, token = tg.y, dim = p.format.dim, plain = (dim - p.format.rope) / 2;
-    const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
-    threadgroup float fades[ATT_MOST_SPLITS];
-    float most = sinks[head];
-    for (uint s = 0; s < p.splits; ++s) { most = max(most, sums[place + s * step].x); }
-    if (tid < p.splits) { fades[tid] = exp(sums[place + tid * step].x - most); }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    float weight = exp(sinks[head] - most);
-    for (uint s = 0; s < p.splits; ++s) { weight += sums[place + s * step].y * fades[s]; }
-    const float inverse = 1.0f / weight;
-    for (uint i = tid; i < dim / 2; i += MERGE_THREADS) {
-        float2 v = float2(0.0f);
-        #pragma unroll(4)
-        for (uint s = 0; s < p.splits; ++s) {
-            v = v + ((device const float2 *)(parts + (place + s * step) * dim))[i] * fades[s];
+    threadgroup float4 shares[MERGE_SIMDGROUPS * 32];
+    const uint head = tg.x, token = p.first + tg.y;
+    if (p.splits != 0u) {
+        const uint dim = p.format.dim, quad = tg.z * (MERGE_VALUES / 4) + lane;
+        const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
+        const bool is_there = quad < dim / 4;
+        // Everything is on its way before anything is used.
+        float4 v[ATT_MOST_SPLITS / MERGE_SIMDGROUPS];
+        #pragma unroll
+        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
+            const uint s = sg + MERGE_SIMDGROUPS * j;
+            v[j] = float4(0.0f);
+            if (s < p.splits && is_there) { v[j] = ((device const float4 *)(parts + (place + s * step) * dim))[quad]; }
         }
-        v = v * inverse;
-        if (i >= plain) {
-            const float2 turn = table[ulong(token) * (p.format.rope / 2) + i - plain];
-            v = float2(v.x * turn.x + v.y * turn.y, v.y * turn.x - v.x * turn.y);
+        float2 part = float2(ATT_NONE, 0.0f);
+        if (lane < p.splits) { part = sums[place + lane * step]; }
+        const float sink = sinks[head] * ATT_LOG2E, most = max(sink, simd_max(part.x));
+        // A share of no rows has no values either.
+        const float fade = part.y > 0.0f ? exp2(part.x - most) : 0.0f;
+        const float inverse = 1.0f / (exp2(sink - most) + simd_sum(part.y * fade));
+        float4 sum = float4(0.0f);
+        #pragma unroll
+        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
+            const float f = simd_shuffle(fade, ushort(sg + MERGE_SIMDGROUPS * j));
+            if (f > 0.0f) { sum = sum + v[j] * f; }
         }
-        ((device float2 *)(out + place * dim))[i] = v;
+        shares[tid] = sum;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (sg == 0 && is_there) {
+            sum = (shares[lane] + shares[32 + lane] + shares[64 + lane] + shares[96 + lane]) * inverse;
+            const uint plain = (dim - p.format.rope) / 2, pair = 2 * quad;
+            device const float2 *turns = table + ulong(token) * (p.format.rope / 2);
+            if (pair >= plain) {
+                const float2 turn = turns[pair - plain];
+                sum.xy = float2(sum.x * turn.x + sum.y * turn.y, sum.y * turn.x - sum.x * turn.y);
+            }
+            if (pair + 1 >= plain) {
+                const float2 turn = turns[pair + 1 - plain];
+                sum.zw = float2(sum.z * turn.x + sum.w * turn.y, sum.w * turn.x - sum.z * turn.y);
+            }
+            ((device float4 *)(out + place * dim))[quad] = sum;
+        }
     }
-    if (head == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
+    if (head == 0 && tg.z == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
         const uint slot = uint(positions[token]) % p.window;
         device const uint *from = (device const uint *)(rows_here + ulong(token) * p.format.bytes);
         device uint *to = (device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
@@ -1049,6 +1392,15 @@ inline pool_sums pool_merge(pool_sums a, pool_sums b) {
     return v;
 }
 
+// Of one token, but for what its place adds to `top`.
+inline pool_sums pool_one(device const float *kv, device const float *gate) {
+    pool_sums v;
+    v.top = *(device const float2 *)gate;
+    v.sum = float2(1.0f);
+    v.weighted = *(device const float2 *)kv;
+    return v;
+}
+
 inline pool_sums pool_load(device const float *state, uint dim) {
     pool_sums v;
     v.top = *(device const float2 *)state;
@@ -1095,11 +1447,9 @@ inline pool_sums pool_tokens(pool_sums v, device const float *kv, device const f
     return v;
 }
 
-// A row sits at the first position of its window. Thread t's pair of values is from 2·t on.
-inline float2 pool_turn(constant gpu_compressor &p, device const float *frequencies, uint row, ushort tid) {
-    const uint plain = p.format.dim - p.rope;
-    if (2u * tid < plain || 2u * tid >= p.format.dim) { return float2(1.0f, 0.0f); }
-    const float angle = float(row * p.ratio) * frequencies[tid - plain / 2];
+// A row sits at the first position of its window.
+inline float2 pool_turn(constant gpu_compressor &p, float frequency, uint row) {
+    const float angle = float(row * p.ratio) * frequency;
     return float2(precise::cos(angle), precise::sin(angle));
 }
 
@@ -1119,37 +1469,42 @@ kernel void compressor_step(device const float *kv            [[buffer(0)]],
 {
     threadgroup float2 shared[KV_THREADS];
     threadgroup float partial[32];
-    const uint dim = p.format.dim, position = uint(positions[token]), row = position / p.ratio;
-    const uint place = position - row * p.ratio, width = p.overlaps != 0u ? 2 * dim : dim, c = 2u * tid;
+    // Everything is loaded as early as its address is known; threads beyond the row load what the last one does.
+    const uint dim = p.format.dim, plain = dim - p.rope, series = p.overlaps != 0u ? dim : 0;
+    const uint width = dim + series, c = min(2u * tid, dim - 2);
+    const bool isOwn = 2u * tid < dim, turns = isOwn && c >= plain;
     device const kv_page *own = kv_line(sessions, p.table_stride, token);
-    const bool ends = place == p.ratio - 1, isOwn = c < dim;
+    const uint position = uint(positions[token]);
+    device float *state = (device float *)own[0].rows + c;
     kv += ulong(token) * width + c;
     gate += ulong(token) * width + c;
-    bias += ulong(place) * width + c;
-    float2 v = float2(0.0f), weight = float2(0.0f);
-    if (isOwn) {
-        device float *state = (device float *)own[0].rows + c;
-        weight = *(device const float2 *)(norm + c);
-        pool_sums sums = pool_load(state, dim);
-        if (p.overlaps != 0u) {
-            pool_sums first = pool_load(state + 3 * dim, dim), second = pool_load(state + 6 * dim, dim);
-            first = pool_tokens<1>(first, kv, gate, bias, 0, 1, 0, width);
-            second = pool_tokens<1>(second, kv + dim, gate + dim, bias + dim, 0, 1, 0, width);
-            sums = pool_merge(sums, second);
-            if (ends) { pool_store(first, state, dim); }
-            pool_store(pool_where(!ends, first), state + 3 * dim, dim);
-            pool_store(pool_where(!ends, second), state + 6 * dim, dim);
-        } else {
-            sums = pool_tokens<1>(sums, kv, gate, bias, 0, 1, 0, width);
-            pool_store(pool_where(!ends, sums), state, dim);
-        }
-        v = sums.weighted / sums.sum;
+    bias += c;
+    pool_sums first = pool_one(kv, gate), second = pool_one(kv + series, gate + series);
+    const float2 weight = *(device const float2 *)(norm + c);
+    const float frequency = turns ? frequencies[(c - plain) / 2] : 0.0f;
+    pool_sums sums = pool_load(state, dim);
+    const pool_sums kept_first = pool_load(state + 3 * series, dim), kept_second = pool_load(state + 6 * series, dim);
+    const uint row = position / p.ratio, place = position - row * p.ratio;
+    const bool ends = place == p.ratio - 1;
+    first.top += *(device const float2 *)(bias + ulong(place) * width);
+    second.top += *(device const float2 *)(bias + ulong(place) * width + series);
+    device uchar *to = ends ? kv_row(own + 1, p.rows_per_page, p.format.bytes, row) : (device uchar *)state;
+    second = pool_merge(kept_second, second);
+    if (p.overlaps != 0u) {
+        first = pool_merge(kept_first, first);
+        sums = pool_merge(sums, second);
+        if (ends && isOwn) { pool_store(first, state, dim); }
+        if (isOwn) { pool_store(pool_where(!ends, first), state + 3 * dim, dim); }
+        if (isOwn) { pool_store(pool_where(!ends, second), state + 6 * dim, dim); }
+    } else {
+        sums = second;
+        if (isOwn) { pool_store(pool_where(!ends, second), state, dim); }
     }
     if (!ends) { return; }
-    device uchar *to = kv_row(own + 1, p.rows_per_page, p.format.bytes, row);
-    const float2 turn = pool_turn(p, frequencies, row, tid);
-    v = kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn);
-    kv_encode(p.format, v, shared, to, tid, sg, lane);
+    float2 turn = float2(1.0f, 0.0f);
+    if (turns) { turn = pool_turn(p, frequency, row); }
+    const float2 v = isOwn ? sums.weighted / sums.sum : float2(0.0f);
+    kv_encode(p.format, kv_turn(kv_norm(v, weight, dim, p.epsilon, partial, sg, lane), turn), shared, to, tid, sg, lane);
 }
 
 // The tokens of a window are cut into slices of consecutive ones; KV_THREADS threads take each.
@@ -1203,7 +1558,9 @@ kernel void compressor_rows(device const float *kv            [[buffer(0)]],
             parts[slice - 1][2][c / 2] = sums.weighted;
         }
     }
-    const float2 turn = slice == 0 ? pool_turn(p, frequencies, row, tid) : float2(1.0f, 0.0f);
+    const uint plain = dim - p.rope;
+    float2 turn = float2(1.0f, 0.0f);
+    if (slice == 0 && c >= plain && c < dim) { turn = pool_turn(p, frequencies[(c - plain) / 2], row); }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (slice == 0 && c < dim) {
         for (ushort other = 0; other < POOL_SLICES - 1; ++other) {
@@ -2128,20 +2485,21 @@ kernel void experts_sum(device const float *parts       [[buffer(0)]],
 //   hc_mix_many   the same for many tokens            -> mix [n, 4, 28]: a part from each stream
 //   hc_enter      mix, scale [3], base [24], streams  -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
 //   hc_head       mix, scale [1], base [4], streams   -> x [n, D] collapsed and normed
-//   hc_leave      y [n, D], post, comb                -> streams, in place
+//   hc_leave      y [n, D], post, comb, streams       -> streams, in place or not
+//   hc_leave_mix  the same, and hc_mix of what it makes, in one launch
 //
 // comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
 // (iterations - 1) × (rows, columns), each division by (sum + eps).
 //
-// Grid       spread, leave: one thread a channel, y tokens; mix: x outputs + 1, y tokens; mix_many: x streams,
-//            y 32 tokens each; enter: ceil(n / 512) that make post and comb, a thread a token, then a threadgroup
+// Grid       spread, leave: one thread a channel, y tokens; mix, leave_mix: x outputs + 1, y tokens;
+//            mix_many: x streams, y 32 tokens each; enter: ceil(n / 512) that make post and comb, a thread a token, then a threadgroup
 //            a token; head: tokens
 // Precision  f32
 // CPU twin   CKernels/hyper_connection.c
 // Origin     ours
 #include <metal_stdlib>
-#line 21 "hyper_connection.metal"
 #line 22 "hyper_connection.metal"
+#line 23 "hyper_connection.metal"
 using namespace metal;
 
 #define HC_THREADS 512
@@ -2523,21 +2881,95 @@ kernel void hc_head(device const float *mix        [[buffer(0)]],
                    tid, sg, lane);
 }
 
+// What leaves a token's channels: stream j takes post_j · y + Σ_i comb_ij · stream_i.
+struct hc_way {
+    float4 comb[4];
+    float4 post;
+};
+
+inline hc_way hc_load_way(device const float *post, device const float *comb, uint token) {
+    hc_way way;
+    for (ushort i = 0; i < 4; ++i) { way.comb[i] = ((device const float4 *)(comb + ulong(token) * 16))[i]; }
+    way.post = *(device const float4 *)(post + ulong(token) * 4);
+    return way;
+}
+
 kernel void hc_leave(device const float *y       [[buffer(0)]],
                      device const float *post    [[buffer(1)]],
                      device const float *comb    [[buffer(2)]],
-                     device float *streams       [[buffer(3)]],
-                     constant gpu_hc &p          [[buffer(4)]],
+                     device const float *streams [[buffer(3)]],
+                     device float *out           [[buffer(4)]],
+                     constant gpu_hc &p          [[buffer(5)]],
                      uint2 i                     [[thread_position_in_grid]])
 {
     if (i.x >= p.dim) { return; }
-    device float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
+    device const float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
     // All loads first: one behind a store would wait for the one before.
-    device const float4 *c = (device const float4 *)(comb + ulong(i.y) * 16);
     const float s0 = s[0], s1 = s[p.dim], s2 = s[2 * p.dim], s3 = s[3 * p.dim], v = y[ulong(i.y) * p.dim + i.x];
-    const float4 c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], own = *(device const float4 *)(post + ulong(i.y) * 4);
-    const float4 out = own * v + (c0 * s0 + c1 * s1 + c2 * s2 + c3 * s3);
-    for (ushort j = 0; j < 4; ++j) { s[ulong(j) * p.dim] = out[j]; }
+    const hc_way way = hc_load_way(post, comb, i.y);
+    const float4 left = way.post * v + (way.comb[0] * s0 + way.comb[1] * s1 + way.comb[2] * s2 + way.comb[3] * s3);
+    for (ushort j = 0; j < 4; ++j) { out[(ulong(i.y) * 4 + j) * p.dim + i.x] = left[j]; }
+}
+
+// A thread's part of output `row`, or of the squares if there is no such row; those threads write the streams.
+template <uint T>
+inline float hc_left(device const float *y, const hc_way way, device const float *streams, device const uchar *fn,
+                     device float *out, constant gpu_hc &p, uint row, ushort tid) {
+    float sum = 0.0f;
+    for (uint d = 4u * tid; d < p.dim; d += HC_MIX_THREADS * 4u) {
+        float4 s[4];
+        uint4 w[4];
+        const float4 v = *(device const float4 *)(y + d);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            s[j] = *(device const float4 *)(streams + j * p.dim + d);
+            w[j] = hc_load4<T>(fn, p.plane, (ulong(min(row, p.outputs - 1)) * 4 + j) * p.dim + d);
+        }
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) {
+            const float4 left = v * way.post[j] + (s[0] * way.comb[0][j] + s[1] * way.comb[1][j]
+                                                   + s[2] * way.comb[2][j] + s[3] * way.comb[3][j]);
+            if (row < p.outputs) {
+                sum += dot(left, hc_float4<T>(w[j]));
+            } else {
+                sum += dot(left, left);
+                *(device float4 *)(out + j * p.dim + d) = left;
+            }
+        }
+    }
+    return sum;
+}
+
+// out is not streams: the other threadgroups still read these.
+[[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
+kernel void hc_leave_mix(device const float *y       [[buffer(0)]],
+                         device const float *post    [[buffer(1)]],
+                         device const float *comb    [[buffer(2)]],
+                         device const float *streams [[buffer(3)]],
+                         device const uchar *fn      [[buffer(4)]],
+                         device float *out           [[buffer(5)]],
+                         device float *mix           [[buffer(6)]],
+                         constant gpu_hc &p          [[buffer(7)]],
+                         uint2 tg                    [[threadgroup_position_in_grid]],
+                         ushort tid                  [[thread_index_in_threadgroup]],
+                         ushort sg                   [[simdgroup_index_in_threadgroup]],
+                         ushort lane                 [[thread_index_in_simdgroup]])
+{
+    threadgroup float partial[32];
+    const hc_way way = hc_load_way(post, comb, tg.y);
+    float sum = 0.0f;
+    y += ulong(tg.y) * p.dim;
+    streams += ulong(tg.y) * 4 * p.dim;
+    out += ulong(tg.y) * 4 * p.dim;
+    #define HC_LEFT(T) sum = hc_left<T>(y, way, streams, fn, out, p, tg.x, tid)
+    switch (p.type) {
+    QUANT_CASE(GPU_F32, HC_LEFT)
+    QUANT_CASE(GPU_F16, HC_LEFT)
+    QUANT_CASE(GPU_BF16, HC_LEFT)
+    QUANT_CASE(GPU_Q8_0_PLANES, HC_LEFT)
+    }
+    sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
+    if (tid == 0) { mix[ulong(tg.y) * HC_LINE(p.outputs) + tg.x] = sum; }
 }
 
 #line 1 "indexer.metal"
@@ -2925,6 +3357,9 @@ kernel void indexer_score(device const float *q              [[buffer(0)]],
 }
 
 #define TOP_THREADS 1024
+#define TOP_MINE 8  // consecutive scores of a thread
+#define TOP_BLOCK (TOP_THREADS * TOP_MINE)
+#define TOP_BINS (256 + 256 / 8)
 
 // Floats as integers of the same order; NaN becomes the lowest.
 inline uint top_key(float x) {
@@ -2933,6 +3368,29 @@ inline uint top_key(float x) {
     return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
 }
 
+// Keys of scores `first` … as a thread has them. Past the end they are the lowest, and last of those.
+inline void top_load(thread uint *keys, device const float *score, uint first, uint count, bool is_aligned) {
+    if (is_aligned && first + TOP_MINE <= count) {
+        const float4 a = *(device const float4 *)(score + first), b = *(device const float4 *)(score + first + 4);
+        keys[0] = top_key(a.x);
+        keys[1] = top_key(a.y);
+        keys[2] = top_key(a.z);
+        keys[3] = top_key(a.w);
+        keys[4] = top_key(b.x);
+        keys[5] = top_key(b.y);
+        keys[6] = top_key(b.z);
+        keys[7] = top_key(b.w);
+        return;
+    }
+    #pragma unroll
+    for (ushort j = 0; j < TOP_MINE; ++j) { keys[j] = first + j < count ? top_key(score[first + j]) : 0u; }
+}
+
+// Eight neighbours lie in different banks for the lanes that add them up.
+inline uint top_bin(uint digit) { return digit + digit / 8; }
+
+// The lowest key that stays is found digit by digit, from counts of keys that begin as it does. Keys of up to
+// TOP_BLOCK scores stay in registers all the while.
 [[max_total_threads_per_threadgroup(TOP_THREADS)]]
 kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
                           device const int *positions        [[buffer(1)]],
@@ -2944,10 +3402,9 @@ kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
                           ushort sg                          [[simdgroup_index_in_threadgroup]],
                           ushort lane                        [[thread_index_in_simdgroup]])
 {
-    threadgroup atomic_uint bins[256];
-    threadgroup uint found[4];      // prefix so far, how many still wanted
-    threadgroup uint above[32];
-    threadgroup uint equal[32];
+    threadgroup atomic_uint bins[2 * TOP_BINS];  // one half counts while the other is cleared
+    threadgroup uint found[2];                   // prefix so far, how many still wanted
+    threadgroup uint groups[2 * 32];
     const uint in_sight = uint(positions[token] + 1) / p.ratio;
     device const float *score = scores + ulong(token) * p.stride;
     device int *out = selected + ulong(token) * p.top;
@@ -2956,59 +3413,75 @@ kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
         for (uint i = tid; i < in_sight; i += TOP_THREADS) { out[i] = int(i); }
         return;
     }
+    const bool is_aligned = p.stride % 4 == 0, is_short = in_sight <= TOP_BLOCK;
+    uint keys[TOP_MINE];
+    top_load(keys, score, tid * TOP_MINE, in_sight, is_aligned);
+    if (tid < TOP_BINS) { atomic_store_explicit(&bins[tid], 0u, memory_order_relaxed); }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     uint prefix = 0, mask = 0, wanted = p.top;
     for (int shift = 24; shift >= 0; shift -= 8) {
-        if (tid < 256) { atomic_store_explicit(&bins[tid], 0u, memory_order_relaxed); }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint i = tid; i < in_sight; i += TOP_THREADS) {
-            const uint key = top_key(score[i]);
-            if ((key & mask) == prefix) { atomic_fetch_add_explicit(&bins[(key >> shift) & 255u], 1u, memory_order_relaxed); }
+        threadgroup atomic_uint *here = shift % 16 == 8 ? bins : bins + TOP_BINS;
+        threadgroup atomic_uint *other = shift % 16 == 8 ? bins + TOP_BINS : bins;
+        for (uint base = 0; base < in_sight; base += TOP_BLOCK) {
+            if (!is_short) { top_load(keys, score, base + tid * TOP_MINE, in_sight, is_aligned); }
+            #pragma unroll
+            for (ushort j = 0; j < TOP_MINE; ++j) {
+                if ((keys[j] & mask) == prefix) {
+                    atomic_fetch_add_explicit(&here[top_bin((keys[j] >> shift) & 255u)], 1u, memory_order_relaxed);
+                }
+            }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (sg == 0) {
             // Lane l looks at bins 255 - 8·l downwards.
-            uint mine = 0;
-            for (uint i = 0; i < 8; ++i) {
-                mine += atomic_load_explicit(&bins[255u - 8u * lane - i], memory_order_relaxed);
+            uint count[8], mine = 0;
+            #pragma unroll
+            for (ushort i = 0; i < 8; ++i) {
+                count[i] = atomic_load_explicit(&here[top_bin(255u - 8u * lane - i)], memory_order_relaxed);
+                mine += count[i];
             }
             uint higher = simd_prefix_exclusive_sum(mine);
-            for (uint i = 0; i < 8; ++i) {
-                const uint digit = 255u - 8u * lane - i;
-                const uint count = atomic_load_explicit(&bins[digit], memory_order_relaxed);
-                if (higher < wanted && wanted <= higher + count) {
-                    found[0] = prefix | digit << shift;
+            #pragma unroll
+            for (ushort i = 0; i < 8; ++i) {
+                if (higher < wanted && wanted <= higher + count[i]) {
+                    found[0] = prefix | (255u - 8u * lane - i) << shift;
                     found[1] = wanted - higher;
                 }
-                higher += count;
+                higher += count[i];
             }
+        } else if (tid - 32u < TOP_BINS) {
+            atomic_store_explicit(&other[tid - 32], 0u, memory_order_relaxed);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         prefix = found[0];
         wanted = found[1];
         mask |= 255u << shift;
     }
-    // Everything above the threshold, and the first `wanted` that equal it, in ascending order.
-    uint done = 0, equals = 0;
-    for (uint base = 0; base < in_sight; base += TOP_THREADS) {
-        const uint i = base + tid;
-        const uint key = i < in_sight ? top_key(score[i]) : 0u;
-        const uint is_equal = i < in_sight && key == prefix ? 1u : 0u;
-        const uint equal_before = simd_prefix_exclusive_sum(is_equal), equal_here = simd_sum(is_equal);
-        if (lane == 0) { equal[sg] = equal_here; }
+    // Everything above the threshold, and the first `wanted` that equal it, in ascending order. Counts of
+    // both are added up at once, those above in the upper half.
+    uint above = 0, equal = 0, slot = 0;
+    for (uint base = 0; base < in_sight; base += TOP_BLOCK) {
+        const uint first = base + tid * TOP_MINE;
+        if (!is_short) { top_load(keys, score, first, in_sight, is_aligned); }
+        uint mine = 0;
+        #pragma unroll
+        for (ushort j = 0; j < TOP_MINE; ++j) { mine += keys[j] > prefix ? 0x10000u : keys[j] == prefix ? 1u : 0u; }
+        const uint before = simd_prefix_exclusive_sum(mine);
+        if (lane == 31) { groups[slot + sg] = before + mine; }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint group_equals = equal[lane];
-        const uint equal_groups = simd_sum(lane < sg ? group_equals : 0u), equal_all = simd_sum(group_equals);
-        const uint rank = equals + equal_groups + equal_before;
-        const uint keep = i < in_sight && (key > prefix || (is_equal != 0u && rank < wanted)) ? 1u : 0u;
-        const uint kept_before = simd_prefix_exclusive_sum(keep), kept_here = simd_sum(keep);
-        if (lane == 0) { above[sg] = kept_here; }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint group_kept = above[lane];
-        const uint kept_groups = simd_sum(lane < sg ? group_kept : 0u), kept_all = simd_sum(group_kept);
-        if (keep != 0u) { out[done + kept_groups + kept_before] = int(i); }
-        done += kept_all;
-        equals += equal_all;
-        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const uint group = groups[slot + lane], all = simd_sum(group);
+        const uint earlier = before + simd_sum(lane < sg ? group : 0u);
+        uint above_mine = above + (earlier >> 16), equal_mine = equal + (earlier & 0xffffu);
+        #pragma unroll
+        for (ushort j = 0; j < TOP_MINE; ++j) {
+            const bool is_above = keys[j] > prefix, is_equal = keys[j] == prefix;
+            if (is_above || (is_equal && equal_mine < wanted)) { out[above_mine + min(equal_mine, wanted)] = int(first + j); }
+            above_mine += is_above ? 1u : 0u;
+            equal_mine += is_equal ? 1u : 0u;
+        }
+        above += all >> 16;
+        equal += all & 0xffffu;
+        slot ^= 32u;
     }
 }
 
