@@ -136,7 +136,7 @@ public final class GPUBackend: Backend {
         }
         try multiplyWide(x, wide)
         for first in stride(from: 0, to: few.count, by: GPU_MOST_JOBS) {
-            multiplyFew(x, few[first..<min(first + GPU_MOST_JOBS, few.count)])
+            try multiplyFew(x, few[first..<min(first + GPU_MOST_JOBS, few.count)])
         }
     }
 
@@ -192,22 +192,22 @@ public final class GPUBackend: Backend {
 
     private static let matvecRows = 8
 
-    /// How `matvec_int8` divides a matrix: slices of 1,024 columns, one a simdgroup, and rows that a simdgroup
-    /// takes at a time. With several tokens all simdgroups work on one slice.
+    /// How the integer kernels divide a matrix: slices of columns, one a simdgroup, of which a threadgroup has 8.
     private static func slices(columns: Int, tokens: Int) -> Int {
-        tokens > 1 ? 1 : columns > 4096 ? 8 : columns > 2048 ? 4 : columns > 1024 ? 2 : 1
+        tokens > 1 ? (columns >= 4096 ? 8 : columns >= 2048 ? 4 : 1) : columns > 4096 ? 8 : columns > 2048 ? 4 : columns > 1024 ? 2 : 1
     }
 
-    /// Rows of a tile of each of `jobs`: enough that threadgroups repeat little of the work on activations,
-    /// few enough that there are some for every multiprocessor. nil: they are not for this kernel.
+    /// Rows of a tile of each of `jobs`. One token: enough that threadgroups repeat little of the work on
+    /// activations, few enough that there are some for every multiprocessor. nil: they are not for these kernels.
     private func int8Tiles(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) -> [Int]? {
         guard x.rows <= Self.fewTokens, !isExact, !device.isUnified else { return nil }
-        let least = jobs.map { 32 / Self.slices(columns: $0.matrix.columns, tokens: x.rows) }
+        let least = jobs.map { (x.rows > 1 ? 128 : 32) / Self.slices(columns: $0.matrix.columns, tokens: x.rows) }
         let tiles = zip(jobs, least).reduce(0) { $0 + ($1.0.matrix.rows + $1.1 - 1) / $1.1 }
-        let steps = [8, 4, 2].first { tiles / $0 >= Self.fewTiles && (x.rows == 1 || $0 == 2) } ?? 1
+        let steps = x.rows > 1 ? 1 : [8, 4, 2].first { tiles / $0 >= Self.fewTiles } ?? 1
         for (job, rows) in zip(jobs, least) {
             let groupRows = job.matrix.rows / job.groups
             guard Self.commonTypes.contains(weights[job.matrix].type), job.matrix.rows % 4 == 0,
+                  x.rows == 1 || job.matrix.columns % 128 == 0,
                   job.groups == 1 || groupRows % (rows * steps) == 0 else { return nil }
         }
         return least.map { $0 * steps }
@@ -215,7 +215,7 @@ public final class GPUBackend: Backend {
 
     private static let fewTiles = 256
 
-    private func multiplyFew(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) {
+    private func multiplyFew(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) throws {
         // One base address: jobs say how far their output is from it.
         let base = jobs.map(\.y.floats).min()!
         var call = gpu_matvec()
@@ -246,7 +246,13 @@ public final class GPUBackend: Backend {
         if x.rows == 1 {
             dispatch(tileRows != nil ? .matvec_int8 : isCommon ? .matvec_common : .matvec_1, (tiles, 1, 1), addresses, call)
         } else if tileRows != nil {
-            dispatch(.matvec_int8_many, (tiles, 1, 1), addresses, call)
+            let mark = arena.mark()
+            defer { arena.release(to: mark) }
+            let bytes = try arena.tensor(Self.fewTokens * x.width / 2), scales = try arena.tensor(Self.fewTokens * x.width / 32)
+            dispatch(.int8_pack, ((x.width + 127) / 128, 1, 1), [x.floats.raw, bytes.floats.raw, scales.floats.raw],
+                     gpu_pack(n: UInt32(x.rows), ldx: UInt32(x.width), stride: 0, gather: 0))
+            dispatch(.matvec_int8_many, (tiles, 1, 1),
+                     addresses[..<GPU_MOST_JOBS] + [x.floats.raw, bytes.floats.raw, scales.floats.raw, UnsafeRawPointer(base)], call)
         } else {
             dispatch(.matvec_4, (tiles, (x.rows + 3) / 4, 1), addresses, call)
         }

@@ -38,7 +38,7 @@ extension GPUDevice {
 
 /// The kernels by their names in Compute/Metal, and the threads of a threadgroup of each.
 public enum GPUKernel: Int, CaseIterable, Sendable {
-    case matvec_common, matvec_int8, matvec_int8_many, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
+    case matvec_common, matvec_int8, int8_pack, matvec_int8_many, matvec_1, matvec_4, matmul_embed, matmul_tile, matmul_experts
     case half_pack, matmul_wide, experts_gate_up_wide, experts_down_wide
     case quant_repack_q8_0, quant_repack_q2_k, quant_repack_iq2_xxs
     case rms_norm_f32, rope_table_f32, rope_queries_f32
@@ -58,7 +58,7 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
     /// Metal has.
     public var isForOwnMemory: Bool {
         switch self {
-        case .matvec_int8, .matvec_int8_many, .experts_gate_up_int8, .experts_down_int8, .half_pack, .matmul_wide,
+        case .matvec_int8, .int8_pack, .matvec_int8_many, .experts_gate_up_int8, .experts_down_int8, .half_pack, .matmul_wide,
              .experts_gate_up_wide, .experts_down_wide:
             true
         default:
@@ -66,10 +66,11 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
         }
     }
 
-    /// Threadgroup memory beyond what the kernel declares: the ring of wide.h.
+    /// Threadgroup memory beyond what the kernel declares: the ring of wide.h, the tables of int8.h.
     public var sharedByteCount: Int {
         switch self {
         case .matmul_wide: 4 * 128 * 64 * 2
+        case .experts_gate_up_int8: 384 * 32 * 4
         case .experts_gate_up_wide, .experts_down_wide: 4 * 64 * 64 * 2
         default: 0
         }

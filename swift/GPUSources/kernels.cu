@@ -120,6 +120,11 @@ MSL_D void msl_mma_m16n8k16(float *c, const uint *a, const uint *b) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// ---- for matvec_int8: signed bytes times signed or unsigned ones, 16 × 32 × 8 ----
+#define MSL_MMA8(name, kind) MSL_D void name(int *c, const uint *a, const uint *b) { \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8." kind ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }
+MSL_MMA8(msl_mma_m16n8k32_s8, "s8") MSL_MMA8(msl_mma_m16n8k32_u8, "u8")
 // ---- for wide.h: copies that go on by themselves, and matrices of four simdgroups (Hopper) ----
 MSL_D void msl_copy16(void *to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((uint)__cvta_generic_to_shared(to)), "l"(from) : "memory");
@@ -2834,27 +2839,6 @@ msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, 
     }
 }
 
-// Columns k0 … k0 + 1,024 of up to eight tokens, one behind the other.
-msl_inline void int8_quantize_tokens(msl_device const float *x, uint ldx, uint columns, uint k0, uint n, msl_threadgroup int8_x &out,
-                                 ushort tid) {
-    msl_threadgroup uint *high = (msl_threadgroup uint *)out.high, *low = (msl_threadgroup uint *)out.low;
-    #pragma unroll(4)
-    for (uint t = 0; t < n; ++t) {
-        const uint k = k0 + 4u * tid, c = t * 1024u + 4u * tid;
-        const float4 a = k < columns ? *(msl_device const float4 *)(x + ulong(t) * ldx + k) : float4(0.0f);
-        float most = int8_most(a, 0.0f);
-        most = max(most, simd_shuffle_xor(most, 1));
-        most = max(most, simd_shuffle_xor(most, 2));
-        most = max(most, simd_shuffle_xor(most, 4));
-        uint h;
-        uint l;
-        int8_split4(a, int8_inverse(most), h, l);
-        high[c / 4] = h;
-        low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
-    }
-}
-
 // Sixteen columns from c on, a multiple of sixteen.
 msl_inline void int8_take16(msl_threadgroup const int8_x &x, uint c, msl_thread uint *high, msl_thread uint *low) {
     const uint4 h = x.high[c / 16], l = x.low[c / 16];
@@ -2880,10 +2864,17 @@ msl_inline float int8_reduce4(msl_thread const float *v, ushort lane) {
 //
 // An entry of the grid is eight of {8, 25, 43}, with signs: a nibble each that selects a byte of
 // {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
-// eighth is the others' parity), lie in threadgroup memory, INT8_COPIES times so that lanes rarely meet.
+// eighth is the others' parity), lie in threadgroup memory, COPIES times (8 or 32) so that lanes rarely or
+// never meet.
 
-#define INT8_COPIES 8  // int8_iq2_group shifts by its logarithm + 2
-#define INT8_TABLE (384 * INT8_COPIES)
+#define INT8_TABLE(COPIES) (384 * (COPIES))  // words
+
+// Entry or signs `which` of four, as an offset in bytes: a shift and one operation on bits.
+template <ushort COPIES>
+msl_inline uint int8_offset(uint word, ushort from, uint mask, uint copy) {
+    const ushort up = COPIES == 8 ? 5 : 7;
+    return ((from < up ? word << (up - from) : word >> (from - up)) & (mask << up)) | copy;
+}
 
 msl_inline uint int8_select4(uint nibbles) {
 #ifdef MSL_CUDA
@@ -2899,6 +2890,7 @@ msl_inline uint int8_select4(uint nibbles) {
 }
 
 // By all `threads` of the threadgroup.
+template <ushort COPIES>
 msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint threads) {
     for (uint i = tid; i < 384; i += threads) {
         uint v;
@@ -2915,24 +2907,23 @@ msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint thr
             v = (v | v << 3) & 0x11111111u;
             v <<= 2;
         }
-        for (ushort c = 0; c < INT8_COPIES / 4; ++c) { table[i * (INT8_COPIES / 4) + c] = uint4(v); }
+        // Neighbours write neighbours' words: each begins at another copy.
+        for (ushort c = 0; c < COPIES / 4; ++c) { table[i * (COPIES / 4) + (c + i) % (COPIES / 4)] = uint4(v); }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
 // `copy`: this lane's, in bytes.
+template <ushort COPIES>
 msl_inline float int8_iq2_group(uint2 group, msl_threadgroup const uchar *table, uint copy, msl_thread const uint *high,
                             msl_thread const uint *low) {
     int hi = 0, lo = 0;
     #pragma unroll
     for (ushort e = 0; e < 4; ++e) {
-        // Offsets in bytes: a shift and one operation on bits each.
-        const uint line = 4u * INT8_COPIES;
-        const uint entry = ((e == 0 ? group.x * line : group.x >> (8 * e - 5)) & 255u * line) | copy;
-        const uint seven = ((e == 0 ? group.y * line : group.y >> (7 * e - 5)) & 127u * line) | copy;
-        const uint nibbles = *(msl_threadgroup const uint *)(table + entry)
-                           | *(msl_threadgroup const uint *)(table + 256u * line + seven);
+        const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
+                           | *(msl_threadgroup const uint *)(table + 1024u * COPIES
+                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
         const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
         hi = int8_dot_high(a, high[2 * e], hi);
         lo = int8_dot_low(a, low[2 * e], lo);
@@ -2992,7 +2983,11 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
 
 
 {
-    threadgroup_decl uint4 table[INT8_TABLE / 4];
+#ifdef MSL_CUDA
+    msl_threadgroup uint4 *table = (msl_threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
+#else
+    threadgroup_decl uint4 table[INT8_TABLE(32) / 4];
+#endif
     threadgroup_decl float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
     threadgroup_decl int8_x memory;
     const uint rows = p.tile;
@@ -3010,7 +3005,7 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
     const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
     msl_device const float *token = x + ulong(tg.y / p.used) * columns;
-    const uint copy = lane % INT8_COPIES * 4u;
+    const uint copy = lane * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
         const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
         // The first rows are under way while the table and the activations are made.
@@ -3020,7 +3015,7 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
         experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
+        if (base == 0) { int8_fill_table<32>(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -3035,8 +3030,8 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
             float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                gs[i] = int8_iq2_group(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
-                us[i] = int8_iq2_group(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
+                gs[i] = int8_iq2_group<32>(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
+                us[i] = int8_iq2_group<32>(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
             }
             if (r0 + 8 < rows) {
                 quants += 2 * columns;
@@ -4937,14 +4932,11 @@ msl_inline void wide_decode(msl_thread const wide_raw &raw, uint k, msl_threadgr
     } else if (T == GPU_IQ2_XXS_PLANES) {
         const float scale = float(as_type<half>(ushort(raw.more.x))) * float(2u * (raw.q.y >> 28) + 1u) * 0.125f;
         const half2 d = half2(half(scale)), zero = half2(half(1152.0f));
-        const uint line = 4u * INT8_COPIES;
         const uint signs = (k & 16u) != 0u ? raw.q.y >> 14 : raw.q.y;
         #pragma unroll
         for (ushort e = 0; e < 2; ++e) {
-            const uint entry = ((e == 0 ? raw.q.x * line : raw.q.x >> 3) & 255u * line) | copy;
-            const uint seven = ((e == 0 ? signs * line : signs >> 2) & 127u * line) | copy;
-            const uint nibbles = *(msl_threadgroup const uint *)(table + entry)
-                               | *(msl_threadgroup const uint *)(table + 256u * line + seven);
+            const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<8>(raw.q.x, 8 * e, 255u, copy))
+                               | *(msl_threadgroup const uint *)(table + 8192 + int8_offset<8>(signs, 7 * e, 127u, copy));
             const uint a = wide_select4(nibbles), b = wide_select4(nibbles >> 16);
             out[4 * e] = as_type<uint>((quant_bytes_half2(a, 0) - zero) * d);
             out[4 * e + 1] = as_type<uint>((quant_bytes_half2(a, 1) - zero) * d);
@@ -5037,7 +5029,7 @@ msl_inline void wide_product(msl_thread const wide_weights<SETS> &weights, msl_d
         if (i < steps) { wide_fetch<N>(x, stride, first, tokens, i * WIDE_K, ring + i * size, tid); }
         msl_copy_commit();
     }
-    const uint copy = lane % INT8_COPIES * 4u, own = 16u * (sg & 3) + lane / 4, shift = 16u * (lane & 3);
+    const uint copy = lane % 8 * 4u, own = 16u * (sg & 3) + lane / 4, shift = 16u * (lane & 3);
     wide_raw raw[SETS][2];
     #pragma unroll
     for (ushort s = 0; s < SETS; ++s) {
@@ -5204,10 +5196,10 @@ MSL_KERNEL void experts_gate_up_wide(msl_device const uchar * gate, msl_device c
 #else
     threadgroup_decl uint4 ring[WIDE_STAGES * WIDE_PLACES * 8];
 #endif
-    threadgroup_decl uint4 table[INT8_TABLE / 4];
+    threadgroup_decl uint4 table[INT8_TABLE(8) / 4];
     const uint4 tile = tiles[tg.y];
     if (tile.z == 0u) { return; }
-    int8_fill_table(table, tid, WIDE_THREADS);
+    int8_fill_table<8>(table, tid, WIDE_THREADS);
     // A team's 64 rows of gate and the same ones of up: `rows` is a multiple of 64.
     const uint row = min(tg.x * WIDE_ROWS + 64u * (sg / 4), p.rows - 64u);
     wide_weights<2> both;
@@ -5292,12 +5284,12 @@ MSL_KERNEL void experts_down_wide(msl_device const uchar * down, msl_device cons
 // matvec_int8.metal — matrices × a few tokens, their activations as 16-bit integers.
 //
 //   matvec_int8        up to 8 matrices of Q8_0 planes, F16 or F32 × one token   -> y [rows] each
-//   matvec_int8_many   the same × 2 to 8 tokens                                  -> y [n, rows] each
+//   int8_pack          x [n, columns], 2 to 8 tokens                             -> bytes, scales
+//   matvec_int8_many   those matrices × those tokens                             -> y [n, rows] each
 //
 // A threadgroup makes integers of x, then a simdgroup keeps a slice of 1,024 in registers, 32 a lane, and
 // lets rows pass by, four at a time. The simdgroups of a threadgroup share the slices of one row, and what slices are left, rows.
-// For F16 and F32 the slice stays f32. With several tokens all simdgroups work on one slice of all tokens
-// after the other, so that weights are read once.
+// For F16 and F32 the slice stays f32. Several tokens share the matrix units' steps.
 //
 // Grid       x row tiles over all jobs (first_tile, tile_rows)
 // Arguments  gpu_matvec in kernel_args.h
@@ -5484,74 +5476,116 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
     }
 }
 
-// ---------------------------------------------------------------- several tokens
+// ---------------------------------------------------------------- several tokens, on the matrix units
+//
+// A simdgroup multiplies 16 rows by a slice of the columns of all tokens, 32 columns at a time: the bytes of
+// the weights are the matrix units' operand as they lie. Sums of 32 products are exact integers.
 
 #define INT8_TOKENS 8u
-#define INT8_MANY_ROWS 64u  // of a tile, at most
+#define INT8_MATRIX_ROWS 16u
 
-// Rows first … first + count of this simdgroup, `out` [row][INT8_TOKENS].
-msl_inline void int8_many_q8(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint ldx, uint n,
-                         uint first, uint count, msl_threadgroup int8_x &memory, ushort tid, ushort lane,
-                         msl_threadgroup float *out) {
-    const uint columns = job.columns;
-    for (uint k0 = 0; k0 < columns; k0 += INT8_SLICE) {
-        int8_rows_q8 now;
-        int8_load_q8(w, job.plane, first, job.rows, columns, k0, lane, now);
-        if (k0 > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        // A slice of every token behind one another, in turn of 256 threads with four columns each.
-        int8_quantize_tokens(x, ldx, columns, k0, n, memory, tid);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        #pragma unroll(1)
-        for (uint r = 0; r < count; r += 4) {
-            #pragma unroll(1)
-            for (uint t = 0; t < n; ++t) {
-                float sums[4];
-                #pragma unroll
-                for (ushort i = 0; i < 4; ++i) { sums[i] = 0.0f; }
-                #pragma unroll
-                for (ushort p = 0; p < 2; ++p) {
-                    const uint c = t * INT8_SLICE + 512u * p + 16u * lane;
-                    uint high[4];
-                    uint low[4];
-                    int8_take16(memory, c, high, low);
-                    const float scale = memory.scale[c / 32];
-                    #pragma unroll
-                    for (ushort i = 0; i < 4; ++i) {
-                        int hi = 0, lo = 0;
-                        #pragma unroll
-                        for (ushort e = 0; e < 4; ++e) {
-                            hi = int8_dot_high(now.q[i][p][e], high[e], hi);
-                            lo = int8_dot_low(now.q[i][p][e], low[e], lo);
-                        }
-                        sums[i] += float(hi * 256 + lo) * (now.d[i][p] * scale);
-                    }
-                }
-                const float sum = int8_reduce4(sums, lane);
-                msl_threadgroup float *part = out + (r + lane % 4) * INT8_TOKENS + t;
-                if (lane < 4) { *part = k0 == 0 ? sum : *part + sum; }
-            }
-            if (r + 4 < count) { int8_load_q8(w, job.plane, first + r + 4, job.rows, columns, k0, lane, now); }
-        }
-    }
+// x as bytes, in the order that the units want it: [columns / 32][8 tokens][4 lanes] of eight columns' high
+// bytes, then low ones; and its scales [columns / 32][8]. Tokens past n are zeros.
+[[max_total_threads_per_threadgroup(INT8_THREADS)]]
+MSL_KERNEL void int8_pack(msl_device const float * x, msl_device uint2 * bytes, msl_device float * scales, msl_constant gpu_pack & p, uint block, ushort sg, ushort lane)
+
+
+
+
+
+
+{
+    // A simdgroup is a token, a quarter of it eight lanes of one block of 32 columns.
+    const uint b = block * 4u + lane / 8, k = b * 32u + 4u * (lane & 7);
+    const bool there = sg < p.n && k < p.ldx;
+    const float4 a = there ? *(msl_device const float4 *)(x + ulong(sg) * p.ldx + k) : float4(0.0f);
+    float most = int8_most(a, 0.0f);
+    most = max(most, simd_shuffle_xor(most, 1));
+    most = max(most, simd_shuffle_xor(most, 2));
+    most = max(most, simd_shuffle_xor(most, 4));
+    uint high;
+    uint low;
+    int8_split4(a, int8_inverse(most), high, low);
+    const uint high2 = simd_shuffle_xor(high, 1), low2 = simd_shuffle_xor(low, 1);
+    if (k >= p.ldx) { return; }
+    const ulong at = (ulong(b) * INT8_TOKENS + sg) * 4u + (lane & 7) / 2;
+    bytes[2 * at + (lane & 1)] = (lane & 1) == 0 ? uint2(high, high2) : uint2(low2, low);
+    if ((lane & 7) == 0) { scales[b * INT8_TOKENS + sg] = int8_scale(most); }
 }
 
-template <uint T>
-msl_inline void int8_many_float(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint ldx, uint n,
-                            uint first, uint count, ushort lane, msl_threadgroup float *out) {
-    const ushort v = T == GPU_F16 ? 8 : 4;  // columns in 16 bytes
-    const uint columns = job.columns, line = columns * (T == GPU_F16 ? 2 : 4);
+// c = a · b for 16 rows, 8 tokens and 32 columns; `b` of signed or of unsigned bytes.
+msl_inline void int8_matrix_step(msl_thread const uint *a, uint4 b, msl_thread int *high, msl_thread int *low) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        high[i] = 0;
+        low[i] = 0;
+    }
+    const uint first[2] = {b.x, b.y}, second[2] = {b.z, b.w};
+    msl_mma_m16n8k32_s8(high, a, first);
+    msl_mma_m16n8k32_u8(low, a, second);
+}
+
+// Rows `first` … + 16 of Q8_0 planes, columns k0 … k1 (multiples of 128): out [16][INT8_TOKENS].
+msl_inline void int8_matrix_q8(msl_device const uchar *w, ulong plane, uint first, uint rows, uint columns, uint k0, uint k1,
+                           msl_device const uint4 *bytes, msl_device const float *scales, ushort lane, msl_threadgroup float *out) {
+    const ushort g = lane / 4, q = lane & 3;
+    const ulong row0 = min(first + g, rows - 1), row1 = min(first + g + 8u, rows - 1);
+    float acc[4];
+    for (ushort i = 0; i < 4; ++i) { acc[i] = 0.0f; }
     #pragma unroll(1)
-    for (uint r = 0; r < count; r += 4) {
-        msl_device const uchar *from = w + ulong(min(first + r, job.rows - 4)) * line;
+    for (uint k = k0; k < k1; k += 128) {
+        uint2 w0[4];
+        uint2 w1[4];
+        uint4 x[4];
+        float2 s[4];
+        const uint2 d0 = *(msl_device const uint2 *)(w + plane + (row0 * columns + k) / 16);
+        const uint2 d1 = *(msl_device const uint2 *)(w + plane + (row1 * columns + k) / 16);
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            w0[i] = *(msl_device const uint2 *)(w + row0 * columns + k + 32 * i + 8 * q);
+            w1[i] = *(msl_device const uint2 *)(w + row1 * columns + k + 32 * i + 8 * q);
+        }
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint b = k / 32 + i;
+            x[i] = bytes[(b * INT8_TOKENS + g) * 4u + q];
+            s[i] = *(msl_device const float2 *)(scales + b * INT8_TOKENS + 2 * q);
+        }
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint a[4] = {w0[i].x, w1[i].x, w0[i].y, w1[i].y};
+            int high[4];
+            int low[4];
+            int8_matrix_step(a, x[i], high, low);
+            const uint two0 = i < 2 ? d0.x : d0.y, two1 = i < 2 ? d1.x : d1.y;
+            const float f0 = float(as_type<half>(ushort(two0 >> (16 * (i & 1))))), f1 = float(as_type<half>(ushort(two1 >> (16 * (i & 1)))));
+            acc[0] += float(high[0] * 256 + low[0]) * (f0 * s[i].x);
+            acc[1] += float(high[1] * 256 + low[1]) * (f0 * s[i].y);
+            acc[2] += float(high[2] * 256 + low[2]) * (f1 * s[i].x);
+            acc[3] += float(high[3] * 256 + low[3]) * (f1 * s[i].y);
+        }
+    }
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) { out[(g + 8 * (i / 2)) * INT8_TOKENS + 2 * q + i % 2] = acc[i]; }
+}
+
+// The same for F16 and F32 and x as it is.
+template <uint T>
+msl_inline void int8_matrix_float(msl_device const uchar *w, uint first, uint rows, uint columns, uint k0, uint k1,
+                              msl_device const float *x, uint ldx, uint n, ushort lane, msl_threadgroup float *out) {
+    const ushort v = T == GPU_F16 ? 8 : 4;  // columns in 16 bytes
+    const uint line = columns * (T == GPU_F16 ? 2 : 4);
+    #pragma unroll(1)
+    for (uint r = 0; r < INT8_MATRIX_ROWS; r += 4) {
+        msl_device const uchar *from = w + ulong(min(first + r, rows - 4)) * line;
         float sums[INT8_TOKENS][4];
         #pragma unroll
         for (ushort t = 0; t < INT8_TOKENS; ++t) {
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) { sums[t][i] = 0.0f; }
         }
-        #pragma unroll(2)
-        for (uint k0 = 0; k0 < columns; k0 += 32u * v) {
-            const uint at = k0 + uint(v) * lane, k = at < columns ? at : 0u;
+        #pragma unroll(1)
+        for (uint k = k0 + uint(v) * lane; k < k1; k += 32u * v) {
             float4 b[4][2];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
@@ -5559,9 +5593,9 @@ msl_inline void int8_many_float(msl_device const uchar *w, msl_constant gpu_matr
                 if (T == GPU_F16) {
                     #pragma unroll
                     for (ushort e = 0; e < 2; ++e) {
-                        b[i][e] = float4(float(as_type<half>(ushort(q[2 * e] & 0xffffu))), float(as_type<half>(ushort(q[2 * e] >> 16))),
-                                         float(as_type<half>(ushort(q[2 * e + 1] & 0xffffu))),
-                                         float(as_type<half>(ushort(q[2 * e + 1] >> 16))));
+                        const uint l = q[2 * e], h = q[2 * e + 1];
+                        b[i][e] = float4(float(as_type<half>(ushort(l & 0xffffu))), float(as_type<half>(ushort(l >> 16))),
+                                         float(as_type<half>(ushort(h & 0xffffu))), float(as_type<half>(ushort(h >> 16))));
                     }
                 } else {
                     b[i][0] = as_type<float4>(q);
@@ -5572,7 +5606,7 @@ msl_inline void int8_many_float(msl_device const uchar *w, msl_constant gpu_matr
                 if (t < n) {
                     #pragma unroll
                     for (ushort e = 0; e < v / 4; ++e) {
-                        const float4 a = at < columns ? *(msl_device const float4 *)(x + ulong(t) * ldx + k + 4 * e) : float4(0.0f);
+                        const float4 a = *(msl_device const float4 *)(x + ulong(t) * ldx + k + 4 * e);
                         #pragma unroll
                         for (ushort i = 0; i < 4; ++i) { sums[t][i] += dot(b[i][e], a); }
                     }
@@ -5589,8 +5623,10 @@ msl_inline void int8_many_float(msl_device const uchar *w, msl_constant gpu_matr
     }
 }
 
-[[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
-MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint tg, ushort tid, ushort sg, ushort lane)
+[[max_total_threads_per_threadgroup(INT8_THREADS)]]
+MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device const uint4 * bytes, msl_device const float * scales, msl_device float * y, msl_constant gpu_matvec & p, uint tg, ushort tid, ushort sg, ushort lane)
+
+
 
 
 
@@ -5606,24 +5642,30 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
 
 
 {
-    threadgroup_decl float parts[INT8_MANY_ROWS * INT8_TOKENS];
-    threadgroup_decl int8_x memory;
+    threadgroup_decl float parts[INT8_SIMDGROUPS * INT8_MATRIX_ROWS * INT8_TOKENS];
     const uint j = int8_find(p, tg);
     msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
                                    : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
-    const uint rows = p.job[j].tile_rows, row = (tg - p.job[j].first_tile) * rows;
-    const uint count = rows / INT8_SIMDGROUPS, first = sg * count;
-    msl_device const float *from = x + ulong(row / p.job[j].group_rows) * p.job[j].columns;
-    msl_threadgroup float *out = parts + first * INT8_TOKENS;
+    // The slices of 16 rows are neighbours.
+    const uint slices = p.job[j].slices, columns = p.job[j].columns, rows = p.job[j].rows;
+    const uint span = (columns / 128u + slices - 1) / slices * 128u, k0 = sg % slices * span, k1 = min(k0 + span, columns);
+    const uint tile = INT8_SIMDGROUPS / slices * INT8_MATRIX_ROWS, row = (tg - p.job[j].first_tile) * tile;
+    const uint first = row + sg / slices * INT8_MATRIX_ROWS, offset = row / p.job[j].group_rows * columns;
+    msl_threadgroup float *out = parts + sg * (INT8_MATRIX_ROWS * INT8_TOKENS);
     switch (p.job[j].type) {
-    case GPU_F32: int8_many_float<GPU_F32>(w, p.job[j], from, p.ldx, p.n, row + first, count, lane, out); break;
-    case GPU_F16: int8_many_float<GPU_F16>(w, p.job[j], from, p.ldx, p.n, row + first, count, lane, out); break;
-    default: int8_many_q8(w, p.job[j], from, p.ldx, p.n, row + first, count, memory, tid, lane, out);
+    case GPU_F32: int8_matrix_float<GPU_F32>(w, first, rows, columns, k0, k1, x + offset, p.ldx, p.n, lane, out); break;
+    case GPU_F16: int8_matrix_float<GPU_F16>(w, first, rows, columns, k0, k1, x + offset, p.ldx, p.n, lane, out); break;
+    default: int8_matrix_q8(w, p.job[j].plane, first, rows, columns, k0, k1, bytes + offset / 32 * (INT8_TOKENS * 4),
+                            scales + offset / 32 * INT8_TOKENS, lane, out);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = tid; i < rows * p.n; i += INT8_THREADS) {
-        const uint t = i / rows, r = i % rows;
-        if (row + r < p.job[j].rows) { y[p.job[j].out + ulong(t) * p.job[j].rows + row + r] = parts[r * INT8_TOKENS + t]; }
+    for (uint i = tid; i < tile * INT8_TOKENS; i += INT8_THREADS) {
+        const uint r = i / INT8_TOKENS, t = i % INT8_TOKENS, at = r / INT8_MATRIX_ROWS * slices * INT8_MATRIX_ROWS + r % INT8_MATRIX_ROWS;
+        if (t < p.n && row + r < rows) {
+            float sum = parts[at * INT8_TOKENS + t];
+            for (uint s = 1; s < slices; ++s) { sum += parts[(at + s * INT8_MATRIX_ROWS) * INT8_TOKENS + t]; }
+            y[p.job[j].out + ulong(t) * rows + row + r] = sum;
+        }
     }
 }
 
@@ -6197,11 +6239,17 @@ extern "C" __global__ void __launch_bounds__(WIDE_THREADS, MSL_BLOCKS_experts_do
 #endif
 extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32, MSL_BLOCKS_matvec_int8) msl_matvec_int8(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_int8_pack)
+#ifndef MSL_BLOCKS_int8_pack
+#define MSL_BLOCKS_int8_pack 1
+#endif
+extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_int8_pack) msl_int8_pack(msl_device const float * x, msl_device uint2 * bytes, msl_device float * scales, const __grid_constant__ gpu_pack p) { MSL_ENTER int8_pack(x, bytes, scales, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_int8_many)
 #ifndef MSL_BLOCKS_matvec_int8_many
 #define MSL_BLOCKS_matvec_int8_many 1
 #endif
-extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32, MSL_BLOCKS_matvec_int8_many) msl_matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8_many(w0, w1, w2, w3, w4, w5, w6, w7, x, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_matvec_int8_many) msl_matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device const uint4 * bytes, msl_device const float * scales, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8_many(w0, w1, w2, w3, w4, w5, w6, w7, x, bytes, scales, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rms_norm_f32)
 #ifndef MSL_BLOCKS_rms_norm_f32

@@ -120,6 +120,11 @@ MSL_D void msl_mma_m16n8k16(float *c, const uint *a, const uint *b) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// ---- for matvec_int8: signed bytes times signed or unsigned ones, 16 × 32 × 8 ----
+#define MSL_MMA8(name, kind) MSL_D void name(int *c, const uint *a, const uint *b) { \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8." kind ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); }
+MSL_MMA8(msl_mma_m16n8k32_s8, "s8") MSL_MMA8(msl_mma_m16n8k32_u8, "u8")
 // ---- for wide.h: copies that go on by themselves, and matrices of four simdgroups (Hopper) ----
 MSL_D void msl_copy16(void *to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((uint)__cvta_generic_to_shared(to)), "l"(from) : "memory");

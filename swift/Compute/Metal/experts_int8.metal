@@ -61,7 +61,11 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
                                  ushort sg                      [[simdgroup_index_in_threadgroup]],
                                  ushort lane                    [[thread_index_in_simdgroup]])
 {
-    threadgroup uint4 table[INT8_TABLE / 4];
+#ifdef MSL_CUDA
+    threadgroup uint4 *table = (threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
+#else
+    threadgroup uint4 table[INT8_TABLE(32) / 4];
+#endif
     threadgroup float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
     threadgroup int8_x memory;
     const uint rows = p.tile;
@@ -79,7 +83,7 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
     const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
     device const float *token = x + ulong(tg.y / p.used) * columns;
-    const uint copy = lane % INT8_COPIES * 4u;
+    const uint copy = lane * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
         const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
         // The first rows are under way while the table and the activations are made.
@@ -89,7 +93,7 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
         experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
+        if (base == 0) { int8_fill_table<32>(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -104,8 +108,8 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
             float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                gs[i] = int8_iq2_group(now.g[i], (threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
-                us[i] = int8_iq2_group(now.u[i], (threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
+                gs[i] = int8_iq2_group<32>(now.g[i], (threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
+                us[i] = int8_iq2_group<32>(now.u[i], (threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
             }
             if (r0 + 8 < rows) {
                 quants += 2 * columns;

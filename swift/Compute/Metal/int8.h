@@ -92,27 +92,6 @@ inline void int8_quantize(device const float *x, uint columns, uint k0, uint cou
     }
 }
 
-// Columns k0 … k0 + 1,024 of up to eight tokens, one behind the other.
-inline void int8_quantize_tokens(device const float *x, uint ldx, uint columns, uint k0, uint n, threadgroup int8_x &out,
-                                 ushort tid) {
-    threadgroup uint *high = (threadgroup uint *)out.high, *low = (threadgroup uint *)out.low;
-    #pragma unroll(4)
-    for (uint t = 0; t < n; ++t) {
-        const uint k = k0 + 4u * tid, c = t * 1024u + 4u * tid;
-        const float4 a = k < columns ? *(device const float4 *)(x + ulong(t) * ldx + k) : float4(0.0f);
-        float most = int8_most(a, 0.0f);
-        most = max(most, simd_shuffle_xor(most, 1));
-        most = max(most, simd_shuffle_xor(most, 2));
-        most = max(most, simd_shuffle_xor(most, 4));
-        uint h;
-        uint l;
-        int8_split4(a, int8_inverse(most), h, l);
-        high[c / 4] = h;
-        low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
-    }
-}
-
 // Sixteen columns from c on, a multiple of sixteen.
 inline void int8_take16(threadgroup const int8_x &x, uint c, thread uint *high, thread uint *low) {
     const uint4 h = x.high[c / 16], l = x.low[c / 16];
@@ -138,10 +117,17 @@ inline float int8_reduce4(thread const float *v, ushort lane) {
 //
 // An entry of the grid is eight of {8, 25, 43}, with signs: a nibble each that selects a byte of
 // {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
-// eighth is the others' parity), lie in threadgroup memory, INT8_COPIES times so that lanes rarely meet.
+// eighth is the others' parity), lie in threadgroup memory, COPIES times (8 or 32) so that lanes rarely or
+// never meet.
 
-#define INT8_COPIES 8  // int8_iq2_group shifts by its logarithm + 2
-#define INT8_TABLE (384 * INT8_COPIES)
+#define INT8_TABLE(COPIES) (384 * (COPIES))  // words
+
+// Entry or signs `which` of four, as an offset in bytes: a shift and one operation on bits.
+template <ushort COPIES>
+inline uint int8_offset(uint word, ushort from, uint mask, uint copy) {
+    const ushort up = COPIES == 8 ? 5 : 7;
+    return ((from < up ? word << (up - from) : word >> (from - up)) & (mask << up)) | copy;
+}
 
 inline uint int8_select4(uint nibbles) {
 #ifdef MSL_CUDA
@@ -157,6 +143,7 @@ inline uint int8_select4(uint nibbles) {
 }
 
 // By all `threads` of the threadgroup.
+template <ushort COPIES>
 inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
     for (uint i = tid; i < 384; i += threads) {
         uint v;
@@ -173,24 +160,23 @@ inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
             v = (v | v << 3) & 0x11111111u;
             v <<= 2;
         }
-        for (ushort c = 0; c < INT8_COPIES / 4; ++c) { table[i * (INT8_COPIES / 4) + c] = uint4(v); }
+        // Neighbours write neighbours' words: each begins at another copy.
+        for (ushort c = 0; c < COPIES / 4; ++c) { table[i * (COPIES / 4) + (c + i) % (COPIES / 4)] = uint4(v); }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
 // `copy`: this lane's, in bytes.
+template <ushort COPIES>
 inline float int8_iq2_group(uint2 group, threadgroup const uchar *table, uint copy, thread const uint *high,
                             thread const uint *low) {
     int hi = 0, lo = 0;
     #pragma unroll
     for (ushort e = 0; e < 4; ++e) {
-        // Offsets in bytes: a shift and one operation on bits each.
-        const uint line = 4u * INT8_COPIES;
-        const uint entry = ((e == 0 ? group.x * line : group.x >> (8 * e - 5)) & 255u * line) | copy;
-        const uint seven = ((e == 0 ? group.y * line : group.y >> (7 * e - 5)) & 127u * line) | copy;
-        const uint nibbles = *(threadgroup const uint *)(table + entry)
-                           | *(threadgroup const uint *)(table + 256u * line + seven);
+        const uint nibbles = *(threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
+                           | *(threadgroup const uint *)(table + 1024u * COPIES
+                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
         const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
         hi = int8_dot_high(a, high[2 * e], hi);
         lo = int8_dot_low(a, low[2 * e], lo);

@@ -81,14 +81,11 @@ inline void wide_decode(thread const wide_raw &raw, uint k, threadgroup const uc
     } else if (T == GPU_IQ2_XXS_PLANES) {
         const float scale = float(as_type<half>(ushort(raw.more.x))) * float(2u * (raw.q.y >> 28) + 1u) * 0.125f;
         const half2 d = half2(half(scale)), zero = half2(1152.0h);
-        const uint line = 4u * INT8_COPIES;
         const uint signs = (k & 16u) != 0u ? raw.q.y >> 14 : raw.q.y;
         #pragma unroll
         for (ushort e = 0; e < 2; ++e) {
-            const uint entry = ((e == 0 ? raw.q.x * line : raw.q.x >> 3) & 255u * line) | copy;
-            const uint seven = ((e == 0 ? signs * line : signs >> 2) & 127u * line) | copy;
-            const uint nibbles = *(threadgroup const uint *)(table + entry)
-                               | *(threadgroup const uint *)(table + 256u * line + seven);
+            const uint nibbles = *(threadgroup const uint *)(table + int8_offset<8>(raw.q.x, 8 * e, 255u, copy))
+                               | *(threadgroup const uint *)(table + 8192 + int8_offset<8>(signs, 7 * e, 127u, copy));
             const uint a = wide_select4(nibbles), b = wide_select4(nibbles >> 16);
             out[4 * e] = as_type<uint>((quant_bytes_half2(a, 0) - zero) * d);
             out[4 * e + 1] = as_type<uint>((quant_bytes_half2(a, 1) - zero) * d);
@@ -181,7 +178,7 @@ inline void wide_product(thread const wide_weights<SETS> &weights, device const 
         if (i < steps) { wide_fetch<N>(x, stride, first, tokens, i * WIDE_K, ring + i * size, tid); }
         msl_copy_commit();
     }
-    const uint copy = lane % INT8_COPIES * 4u, own = 16u * (sg & 3) + lane / 4, shift = 16u * (lane & 3);
+    const uint copy = lane % 8 * 4u, own = 16u * (sg & 3) + lane / 4, shift = 16u * (lane & 3);
     wide_raw raw[SETS][2];
     #pragma unroll
     for (ushort s = 0; s < SETS; ++s) {
