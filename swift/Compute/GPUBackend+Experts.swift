@@ -41,21 +41,21 @@ extension GPUBackend {
 
     private static let expertRows = 8
     /// Rows of a tile of the integer kernels: many where there are tiles enough for every multiprocessor.
-    private static func int8Rows(_ rows: Int, times count: Int) -> Int {
-        [32, 16].first { rows % $0 == 0 && rows / $0 * count >= 256 } ?? (rows % 16 == 0 ? 16 : 8)
+    private static func int8Rows(_ rows: Int, times count: Int, least: Int) -> Int {
+        [64, 32, 16, 8].first { $0 >= least && rows % $0 == 0 && (rows / $0 * count >= 1024 || $0 == least) } ?? least
     }
 
     private func fewTokens(_ call: ExpertsCall, _ arguments: gpu_experts) throws -> Tensor {
         let n = call.x.rows, assignments = call.routing.ids.count
         let y = try arena.tensor(n, call.down.rows)
         let h = try arena.tensor(assignments * call.gate.rows + n * call.sharedGate.width)
-        // Kernels for weights as CUDA keeps them in the usual mix; inner is a multiple of 32 everywhere.
+        // Kernels for weights as CUDA keeps them in the usual mix.
         let integers = !isExact && !device.isUnified
-        let isGate = integers && arguments.type == UInt32(GPU_IQ2_XXS_PLANES)
+        let isGate = integers && arguments.type == UInt32(GPU_IQ2_XXS_PLANES) && call.gate.rows % 32 == 0
         let isDown = integers && arguments.down_type == UInt32(GPU_Q2_K_PLANES)
             && arguments.shared_type == UInt32(GPU_Q8_0_PLANES)
-        let gateRows = isGate ? Self.int8Rows(call.gate.rows, times: assignments) : Self.expertRows
-        let downRows = isDown ? Self.int8Rows(call.down.rows, times: n) : Self.expertRows
+        let gateRows = isGate ? Self.int8Rows(call.gate.rows, times: assignments, least: 32) : Self.expertRows
+        let downRows = isDown ? Self.int8Rows(call.down.rows, times: n, least: call.down.rows % 16 == 0 ? 16 : 8) : Self.expertRows
         var gateArguments = arguments, downArguments = arguments
         gateArguments.tile = UInt32(gateRows)
         downArguments.tile = UInt32(downRows)

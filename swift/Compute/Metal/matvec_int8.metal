@@ -95,7 +95,7 @@ inline void int8_job_q8(device const uchar *w, constant gpu_matrix_job &job, dev
         int8_rows_q8 now;
         int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize(x, columns, base, least, memory, tid);
+        int8_quantize<false>(x, columns, base, least, memory, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
