@@ -405,8 +405,6 @@ struct gpu_hc {
     float input_epsilon; /* of the sublayer's norm */
     uint32_t type;       /* of fn */
     uint64_t plane;
-    uint32_t parts; /* of each output, to be added */
-    uint32_t unused;
 };
 
 struct gpu_row_format {
@@ -2735,8 +2733,8 @@ MSL_KERNEL void experts_sum(msl_device const float * parts, msl_device const uin
 //   experts_gate_up_int8   as experts_gate_up, for IQ2_XXS planes
 //   experts_down_int8      as experts_down, for Q2_K planes and a shared expert in Q8_0 planes
 //
-// gate_up: four simdgroups share a row of 4,096 columns, a group of 32 columns a lane; two such teams take
-// rows in turn, four of gate and four of up at a time. down: each simdgroup takes the assignments of its
+// gate_up: four simdgroups share rows of 4,096 columns; two such teams take 16 rows of gate and of up at a
+// time on the integer matrix units. down: each simdgroup takes the assignments of its
 // number, 64 columns a lane, and the shared expert in pieces of 1,024 columns.
 //
 // Grid       gate_up: x row tiles of `tile`, y n · used + n; down: the same, y tokens
@@ -2802,6 +2800,15 @@ msl_inline void int8_split4(float4 a, float inverse, msl_thread uint &high, msl_
     int8_gather(v, high, low);
 }
 
+// The same with a signed low byte: half of the integers have a higher high one.
+msl_inline void int8_split4_signed(float4 a, float inverse, msl_thread uint &high, msl_thread uint &low) {
+    const uint4 v = uint4(as_type<uint>(fma(a.x, inverse, 12582912.0f)), as_type<uint>(fma(a.y, inverse, 12582912.0f)),
+                          as_type<uint>(fma(a.z, inverse, 12582912.0f)), as_type<uint>(fma(a.w, inverse, 12582912.0f)));
+    uint other;
+    int8_gather(v, other, low);
+    int8_gather(v + 128u, high, other);
+}
+
 msl_inline float int8_inverse(float most) { return most > 0.0f ? 32767.0f / most : 0.0f; }
 msl_inline float int8_scale(float most) { return most * (1.0f / 32767.0f); }
 
@@ -2818,7 +2825,9 @@ struct int8_x {
     float scale[INT8_COLUMNS / 32];  // a block of 32 columns
 };
 
-// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
+// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024. SIGNED: both planes are
+// signed bytes, and integers end at ±32639.
+template <bool SIGNED>
 msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, uint count, msl_threadgroup int8_x &out, ushort tid) {
     msl_threadgroup uint *high = (msl_threadgroup uint *)out.high, *low = (msl_threadgroup uint *)out.low;
     // No thread leaves the loop before the others.
@@ -2832,10 +2841,15 @@ msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, 
         most = max(most, simd_shuffle_xor(most, 4));
         uint h;
         uint l;
-        int8_split4(a, int8_inverse(most), h, l);
+        const float top = SIGNED ? 32639.0f : 32767.0f, inverse = most > 0.0f ? top / most : 0.0f;
+        if (SIGNED) {
+            int8_split4_signed(a, inverse, h, l);
+        } else {
+            int8_split4(a, inverse, h, l);
+        }
         high[c / 4] = h;
         low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
+        if ((tid & 7) == 0) { out.scale[c / 32] = most * (1.0f / top); }
     }
 }
 
@@ -2913,24 +2927,12 @@ msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint thr
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// A group of 32 weights times 32 activations, without the block's scale: an integer, times its scale of 4 bits.
-// `copy`: this lane's, in bytes.
+// Eight weights of IQ2_XXS as signed bytes: entry `e` of a group.
 template <ushort COPIES>
-msl_inline float int8_iq2_group(uint2 group, msl_threadgroup const uchar *table, uint copy, msl_thread const uint *high,
-                            msl_thread const uint *low) {
-    int hi = 0, lo = 0;
-    #pragma unroll
-    for (ushort e = 0; e < 4; ++e) {
-        const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
-                           | *(msl_threadgroup const uint *)(table + 1024u * COPIES
-                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
-        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
-        hi = int8_dot_high(a, high[2 * e], hi);
-        lo = int8_dot_low(a, low[2 * e], lo);
-        hi = int8_dot_high(b, high[2 * e + 1], hi);
-        lo = int8_dot_low(b, low[2 * e + 1], lo);
-    }
-    return float((hi * 256 + lo)) * float(2u * (group.y >> 28) + 1u) * 0.125f;
+msl_inline uint2 int8_iq2_entry(uint2 group, ushort e, msl_threadgroup const uchar *table, uint copy) {
+    const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
+                       | *(msl_threadgroup const uint *)(table + 1024u * COPIES + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
+    return uint2(int8_select4(nibbles), int8_select4(nibbles >> 16));
 }
 #endif
 
@@ -2947,24 +2949,22 @@ using namespace metal;
 
 // ---------------------------------------------------------------- gate and up
 
-// Four rows of gate and of up, a group of 32 columns of each a lane.
-struct experts_int8_pair {
-    uint2 g[4];
-    uint2 u[4];
-    float dg[4];
-    float du[4];
+// A lane's groups of 128 columns: of rows lane / 4 and eight further of gate and of up, group lane % 4.
+struct experts_int8_groups {
+    uint2 group[4];
+    float d[4];
 };
 
 // `quants`, `scales`: of the first row and this lane, in bytes.
 msl_inline void experts_int8_load(msl_device const uchar *gate, msl_device const uchar *up, ulong quants, ulong scales, uint columns,
-                              msl_thread experts_int8_pair &out) {
+                              msl_thread experts_int8_groups &out) {
     #pragma unroll
-    for (ushort i = 0; i < 4; ++i) {
-        const ulong q = quants + i * (columns / 4), d = scales + i * (columns / 128);
-        out.g[i] = *(msl_device const uint2 *)(gate + q);
-        out.u[i] = *(msl_device const uint2 *)(up + q);
-        out.dg[i] = quant_half(gate + d);
-        out.du[i] = quant_half(up + d);
+    for (ushort i = 0; i < 2; ++i) {
+        const ulong q = quants + i * (2 * columns), d = scales + i * (columns / 16);
+        out.group[i] = *(msl_device const uint2 *)(gate + q);
+        out.group[2 + i] = *(msl_device const uint2 *)(up + q);
+        out.d[i] = quant_half(gate + d);
+        out.d[2 + i] = quant_half(up + d);
     }
 }
 
@@ -3003,46 +3003,66 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
         return;
     }
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
-    const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows;
+    const ushort g = lane / 4, q = lane & 3;
+    const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows + 16 * team + g;
     msl_device const float *token = x + ulong(tg.y / p.used) * columns;
     const uint copy = lane * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
-        const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
-        // The first rows are under way while the table and the activations are made.
-        experts_int8_pair now;
-        ulong quants = ((line + 4 * team) * columns + k) / 4;
-        ulong scales = p.plane + (line + 4 * team) * (columns / 128) + k / 256 * 2;
-        experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
+        int8_quantize<true>(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
         if (base == 0) { int8_fill_table<32>(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint high[8];
-        uint low[8];
-        const uint c = slice * 1024u + 32u * lane;
-        int8_take16(memory, c, high, low);
-        int8_take16(memory, c + 16u, high + 4, low + 4);
-        const float scale = memory.scale[c / 32];
+        const uint from = base + slice * 1024u, end = min(from + 1024u, columns);
         #pragma unroll(1)
-        for (uint r0 = 0; r0 < rows; r0 += 8) {
-            const uint r = r0 + 4 * team;
-            float gs[4];
-            float us[4];
+        for (uint r = 0; r < rows; r += 32) {
+            float sums[4];
+            for (ushort i = 0; i < 4; ++i) { sums[i] = 0.0f; }
+            const ulong row = line + r;
+            #pragma unroll(2)
+            for (uint k = from; k < end; k += 128) {
+                // Groups past the end are the row's first, with activations of zero.
+                const uint mine = k + 32u * q, column = mine < columns ? mine : 0u;
+                experts_int8_groups now;
+                experts_int8_load(gate, up, (row * columns + column) / 4, p.plane + (row * columns + column) / 256 * 2, columns, now);
+                // B holds the high bytes of group q in column 2·q and the low ones in the next, zeros elsewhere: the
+                // sums of four groups stay apart.
+                const uint at = (mine - base) / 16;
+                const bool holds = g / 2 == q;
+                uint4 b[2];
+                #pragma unroll
+                for (ushort i = 0; i < 2; ++i) {
+                    b[i] = uint4(0);
+                    if (holds) { b[i] = (g & 1) == 0 ? memory.high[at + i] : memory.low[at + i]; }
+                }
+                const float scale = memory.scale[(mine - base) / 32] * 0.125f;
+                #pragma unroll
+                for (ushort m = 0; m < 2; ++m) {
+                    int c[4];
+                    for (ushort i = 0; i < 4; ++i) { c[i] = 0; }
+                    #pragma unroll
+                    for (ushort e = 0; e < 4; ++e) {
+                        const uint2 first = int8_iq2_entry<32>(now.group[2 * m], e, (msl_threadgroup const uchar *)table, copy);
+                        const uint2 second = int8_iq2_entry<32>(now.group[2 * m + 1], e, (msl_threadgroup const uchar *)table, copy);
+                        const uint a[4] = {first.x, second.x, first.y, second.y};
+                        const uint two[2] = {b[e / 2][2 * (e & 1)], b[e / 2][2 * (e & 1) + 1]};
+                        msl_mma_m16n8k32_s8(c, a, two);
+                    }
+                    #pragma unroll
+                    for (ushort i = 0; i < 2; ++i) {
+                        // Twice the scale of four bits plus one, a whole number; all of it fits 31 bits.
+                        const int twice = int(now.group[2 * m + i].y >> 27 | 1u);
+                        sums[2 * m + i] += float((c[2 * i] * 256 + c[2 * i + 1]) * twice) * (now.d[2 * m + i] * scale);
+                    }
+                }
+            }
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                gs[i] = int8_iq2_group<32>(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.dg[i] * scale);
-                us[i] = int8_iq2_group<32>(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low) * (now.du[i] * scale);
-            }
-            if (r0 + 8 < rows) {
-                quants += 2 * columns;
-                scales += columns / 16;
-                experts_int8_load(gate, up, quants, scales, columns, now);
-            }
-            const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
-            if (lane < 8) {
-                msl_threadgroup float *part = &parts[slice][(lane < 4 ? 0 : EXPERT_INT8_MOST) + r + lane % 4];
-                const float value = lane < 4 ? sum : other;
-                *part = base == 0 ? value : *part + value;
+                float sum = sums[i] + simd_shuffle_xor(sums[i], 1);
+                sum += simd_shuffle_xor(sum, 2);
+                if (q == 0) {
+                    msl_threadgroup float *part = &parts[slice][(i < 2 ? 0 : EXPERT_INT8_MOST) + r + 16 * team + g + 8 * (i & 1)];
+                    *part = base == 0 ? sum : *part + sum;
+                }
             }
         }
     }
@@ -3285,37 +3305,56 @@ MSL_KERNEL void experts_down_int8(msl_device const uchar * down, msl_device cons
 }
 
 #line 1 "hyper_connection.metal"
-// hyper_connection.metal — mixing the four residual streams (report §2.2).
+// hyper_connection.metal — the four residual streams around a sublayer (report §2.2).
 //
-//   hc_spread     x [n, D]                            -> streams [n, 4, D]
-//   hc_mix        streams, fn [outputs, 4D]           -> mix [n, 1, outputs + 4]: then Σ streams², then nothing
-//   hc_mix_many   the same for many tokens            -> mix [n, 4, 28]: a part from each stream
-//   hc_enter      mix, scale [3], base [24], streams  -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
-//   hc_head       mix, scale [1], base [4], streams   -> x [n, D] collapsed and normed
-//   hc_leave      y [n, D], post, comb, streams       -> streams, in place or not
-//   hc_leave_mix  the same, and hc_mix of what it makes, in one launch
+//   hc_spread   x [n, D]                              -> streams [n, 4, D]
+//   hc_enter    mix, scale [3], base [24], streams    -> post [n, 4], comb [n, 4, 4], x [n, D] collapsed and normed
+//   hc_head     mix, scale [1], base [4], streams     -> x [n, D] collapsed and normed
+//   hc_leave    y [n, D], post, comb, streams         -> streams, in place or not
 //
-// comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
+// A mix [n, 4, outputs + 4] is four parts to be added, made by hyper_connection_mix.metal; behind the outputs
+// Σ streams². comb[i][j] carries stream i into stream j. Order: softmax over j, + eps; columns; then
 // (iterations - 1) × (rows, columns), each division by (sum + eps).
 //
-// Grid       spread, leave: one thread a channel, y tokens; mix, leave_mix: x outputs + 1, y tokens;
-//            mix_many: x streams, y 32 tokens each; enter: ceil(n / 512) that make post and comb, a thread a token, then a threadgroup
-//            a token; head: tokens
+// Grid       spread, leave: one thread a channel, y tokens; enter: ceil(n / 16) that make post and comb, a
+//            simdgroup a token, then a threadgroup a token; head: tokens
 // Precision  f32
 // CPU twin   CKernels/hyper_connection.c
 // Origin     ours
 
-#line 22 "hyper_connection.metal"
-#line 23 "hyper_connection.metal"
+#line 1 "hyper_connection.h"
+// hyper_connection.h — what both files of hyper-connection kernels know.
+#ifndef PYDS4_HYPER_CONNECTION_H
+#define PYDS4_HYPER_CONNECTION_H
+
+#line 6 "hyper_connection.h"
+using namespace metal;
+
+#define HC_PARTS 4  // of an output, as many as streams
+#define HC_OUTPUTS 24
+#define HC_LINE(outputs) ((outputs) + 4)  // floats from one line of a mix to the next
+
+// What leaves a token's channels: stream j takes post_j · y + Σ_i comb_ij · stream_i.
+struct hc_way {
+    float4 comb[4];
+    float4 post;
+};
+
+msl_inline hc_way hc_load_way(msl_device const float *post, msl_device const float *comb, uint token) {
+    hc_way way;
+    for (ushort i = 0; i < 4; ++i) { way.comb[i] = ((msl_device const float4 *)(comb + ulong(token) * 16))[i]; }
+    way.post = *(msl_device const float4 *)(post + ulong(token) * 4);
+    return way;
+}
+
+#endif
+
+#line 19 "hyper_connection.metal"
+#line 20 "hyper_connection.metal"
 using namespace metal;
 
 #define HC_THREADS 512
-#define HC_MIX_THREADS 1024
-#define HC_OUTPUTS 24
-#define HC_LINE(outputs) ((outputs) + 4)  // floats from one line of a mix to the next
-#define HC_MANY_THREADS 256
-#define HC_MANY_TOKENS 32             // two simdgroups take eight each
-#define HC_PIECE (HC_OUTPUTS * 32)    // float4s of 128 columns of fn
+#define HC_TOKENS (HC_THREADS / 32)
 
 MSL_KERNEL void hc_spread(msl_device const float * x, msl_device float * streams, msl_constant gpu_hc & p, uint2 i)
 
@@ -3327,23 +3366,131 @@ MSL_KERNEL void hc_spread(msl_device const float * x, msl_device float * streams
     for (ushort s = 0; s < 4; ++s) { streams[(ulong(i.y) * 4 + s) * p.dim + i.x] = v; }
 }
 
-// A thread's part of fn's row `row` · x: the simdgroups take 512 columns in turn.
-template <uint T>
-msl_inline float hc_row(msl_device const uchar *fn, ulong plane, uint row, uint width, msl_device const float *x, ushort sg,
-                    ushort lane) {
-    float sum = 0.0f;
-    for (uint k0 = sg * 512u; k0 < width; k0 += HC_MIX_THREADS * 16u) {
-        float4 v[4];
-        float4 a[4];
-        quant_lane16<T, false>(fn, plane, row, width, k0, lane, (msl_threadgroup const uint2 *)0, v);
-        quant_lane_x<T, false>(x, width, k0, lane, a);
-        for (ushort j = 0; j < 4; ++j) { sum += dot(v[j], a[j]); }
-    }
-    return sum;
+// Good to an ulp or two; x is far from 0 and from infinity.
+msl_inline float hc_reciprocal(float x) {
+#ifdef MSL_CUDA
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
+#endif
 }
 
-[[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
-MSL_KERNEL void hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, msl_constant gpu_hc & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+msl_inline float hc_sigmoid(float x) { return hc_reciprocal(1.0f + exp(-x)); }
+
+msl_inline float hc_sum(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+
+// Rows of the matrix, in one thread. All along it is k_ij / (rows_i · columns_j): a step makes four sums and
+// four reciprocals, and only the next step waits for them.
+msl_inline void hc_sinkhorn(msl_thread float4 *k, uint iterations, float epsilon) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        const float4 v = k[i];
+        const float4 e = exp(v - max(max(v.x, v.y), max(v.z, v.w)));
+        k[i] = e * hc_reciprocal(hc_sum(e)) + epsilon;
+    }
+    float4 rows = float4(1.0f), columns = (k[0] + k[1]) + (k[2] + k[3]) + epsilon;
+    float4 by_rows = rows, by_columns;
+    #pragma unroll
+    for (ushort j = 0; j < 4; ++j) { by_columns[j] = hc_reciprocal(columns[j]); }
+    for (uint n = 1; n < iterations; ++n) {
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            rows[i] = hc_sum(k[i] * by_columns) + epsilon * rows[i];
+            by_rows[i] = hc_reciprocal(rows[i]);
+        }
+        columns = (k[0] * by_rows[0] + k[1] * by_rows[1]) + (k[2] * by_rows[2] + k[3] * by_rows[3]) + columns * epsilon;
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { by_columns[j] = hc_reciprocal(columns[j]); }
+    }
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) { k[i] = k[i] * by_columns * by_rows[i]; }
+}
+
+// What the way out of a token needs, by one simdgroup.
+msl_inline void hc_way_out(msl_device const float *mix, msl_device const float *scale, msl_device const float *base,
+                       msl_constant gpu_hc &p, msl_device float *post, msl_device float *comb, ushort lane) {
+    // A lane has an output, the one behind the last the squares.
+    const uint o = min(uint(lane), uint(HC_OUTPUTS));
+    const float offset = base[min(o, HC_OUTPUTS - 1u)], factor = scale[o < 4 ? 0 : o < 8 ? 1 : 2];
+    float m = mix[o];
+    #pragma unroll
+    for (ushort part = 1; part < HC_PARTS; ++part) { m += mix[part * HC_LINE(HC_OUTPUTS) + o]; }
+    const float inverse = reduce_rms(simd_shuffle(m, HC_OUTPUTS), 4 * p.dim, p.norm_epsilon);
+    const float v = m * inverse * factor + offset;
+    if (lane >= 4 && lane < 8) { post[lane - 4] = 2.0f * hc_sigmoid(v); }
+    float4 k[4];
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { k[i][j] = simd_shuffle(v, ushort(8 + 4 * i + j)); }
+    }
+    hc_sinkhorn(k, p.iterations, p.epsilon);
+    if (lane == 0) {
+        for (ushort i = 0; i < 4; ++i) { ((msl_device float4 *)comb)[i] = k[i]; }
+    }
+}
+
+msl_inline float4 hc_weighted(msl_device const float *streams, uint dim, float4 pre) {
+    return *(msl_device const float4 *)streams * pre.x + *(msl_device const float4 *)(streams + dim) * pre.y
+         + *(msl_device const float4 *)(streams + 2 * dim) * pre.z + *(msl_device const float4 *)(streams + 3 * dim) * pre.w;
+}
+
+// Σ pre_i · stream_i of a token, normed, by all threads of the threadgroup. Everything is loaded before
+// anything is used: the way from the mix to the last store is what a decoded token waits for.
+msl_inline void hc_collapse(msl_device const float *mix, uint outputs, msl_device const float *scale, msl_device const float *base,
+                        msl_device const float *streams, msl_device const float *norm, msl_device float *x, msl_constant gpu_hc &p,
+                        msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
+    const uint dim = p.dim, part = lane / 8;
+    // Lanes 8 · part … 8 · part + 3 have pre, the next one the squares.
+    float m = mix[part * HC_LINE(outputs) + ((lane & 4) != 0 ? outputs : lane & 3)];
+    const float pre_scale = scale[0], offset = base[lane & 3];
+    float4 s[2][4];
+    float4 w[2];
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        const uint d = min(4u * (i * HC_THREADS + tid), dim - 4);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { s[i][j] = *(msl_device const float4 *)(streams + j * dim + d); }
+        w[i] = *(msl_device const float4 *)(norm + d);
+    }
+    m += simd_shuffle_xor(m, 8);
+    m += simd_shuffle_xor(m, 16);
+    const float inverse = reduce_rms(simd_shuffle(m, 4), 4 * dim, p.norm_epsilon);
+    const float own = hc_sigmoid(m * inverse * pre_scale + offset) + p.epsilon;
+    const float4 pre = float4(simd_shuffle(own, 0), simd_shuffle(own, 1), simd_shuffle(own, 2), simd_shuffle(own, 3));
+    float4 v[2];
+    float sum = 0.0f;
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        v[i] = s[i][0] * pre.x + s[i][1] * pre.y + s[i][2] * pre.z + s[i][3] * pre.w;
+        sum += 4u * (i * HC_THREADS + tid) < dim ? dot(v[i], v[i]) : 0.0f;
+    }
+    // What is beyond the registers waits in x.
+    for (uint d = 4u * (2 * HC_THREADS + tid); d < dim; d += 4 * HC_THREADS) {
+        const float4 more = hc_weighted(streams + d, dim, pre);
+        sum += dot(more, more);
+        *(msl_device float4 *)(x + d) = more;
+    }
+    const float rms = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, p.input_epsilon);
+    #pragma unroll
+    for (ushort i = 0; i < 2; ++i) {
+        const uint d = 4u * (i * HC_THREADS + tid);
+        if (d < dim) { *(msl_device float4 *)(x + d) = v[i] * rms * w[i]; }
+    }
+    for (uint d = 4u * (2 * HC_THREADS + tid); d < dim; d += 4 * HC_THREADS) {
+        *(msl_device float4 *)(x + d) = *(msl_device float4 *)(x + d) * rms * *(msl_device const float4 *)(norm + d);
+    }
+}
+
+[[max_total_threads_per_threadgroup(HC_THREADS)]]
+MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
 
 
 
@@ -3353,32 +3500,87 @@ MSL_KERNEL void hc_mix(msl_device const float * streams, msl_device const uchar 
 
 {
     threadgroup_decl float partial[32];
-    const uint width = 4 * p.dim;
-    msl_device const float *x = streams + ulong(tg.y) * width;
-    float sum = 0.0f;
-    if (tg.x == p.outputs) {
-        for (uint k = tid * 4u; k < width; k += HC_MIX_THREADS * 4u) {
-            const float4 a = *(msl_device const float4 *)(x + k);
-            sum += dot(a, a);
-        }
-    } else {
-        switch (p.type) {
-        case GPU_F16: sum = hc_row<GPU_F16>(fn, p.plane, tg.x, width, x, sg, lane); break;
-        case GPU_F32: sum = hc_row<GPU_F32>(fn, p.plane, tg.x, width, x, sg, lane); break;
-        case GPU_Q8_0: sum = hc_row<GPU_Q8_0>(fn, p.plane, tg.x, width, x, sg, lane); break;
-        case GPU_BF16: sum = hc_row<GPU_BF16>(fn, p.plane, tg.x, width, x, sg, lane); break;
-        default: sum = hc_row<GPU_Q8_0_PLANES>(fn, p.plane, tg.x, width, x, sg, lane);
-        }
+    const ulong line = HC_PARTS * HC_LINE(HC_OUTPUTS);
+    const uint outs = (p.n + HC_TOKENS - 1) / HC_TOKENS;
+    if (tg < outs) {
+        const ulong token = tg * HC_TOKENS + sg;
+        if (token >= p.n) { return; }
+        hc_way_out(mix + token * line, scale, base, p, post + token * 4, comb + token * 16, lane);
+        return;
     }
-    sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
-    if (tid == 0) { mix[ulong(tg.y) * HC_LINE(p.outputs) + tg.x] = sum; }
+    const ulong token = tg - outs;
+    hc_collapse(mix + token * line, HC_OUTPUTS, scale, base, streams + token * 4 * p.dim, norm, x + token * p.dim, p,
+                partial, tid, sg, lane);
 }
+
+[[max_total_threads_per_threadgroup(HC_THREADS)]]
+MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, msl_constant gpu_hc & p, uint tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float partial[32];
+    const ulong token = tg;
+    hc_collapse(mix + token * HC_PARTS * HC_LINE(4), 4, scale, base, streams + token * 4 * p.dim, norm,
+                x + token * p.dim, p, partial, tid, sg, lane);
+}
+
+MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device float * out, msl_constant gpu_hc & p, uint2 i)
+
+
+
+
+
+
+{
+    if (i.x >= p.dim) { return; }
+    msl_device const float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
+    // All loads first: one behind a store would wait for the one before.
+    const float s0 = s[0], s1 = s[p.dim], s2 = s[2 * p.dim], s3 = s[3 * p.dim], v = y[ulong(i.y) * p.dim + i.x];
+    const hc_way way = hc_load_way(post, comb, i.y);
+    const float4 left = way.post * v + (way.comb[0] * s0 + way.comb[1] * s1 + way.comb[2] * s2 + way.comb[3] * s3);
+    for (ushort j = 0; j < 4; ++j) { out[(ulong(i.y) * 4 + j) * p.dim + i.x] = left[j]; }
+}
+
+#line 1 "hyper_connection_mix.metal"
+// hyper_connection_mix.metal — the products of all four streams that say how they mix (report §2.2).
+//
+//   hc_mix        streams [n, 4, D], fn [outputs, 4D]   -> mix [n, 4, outputs + 4]: four parts to be added; behind
+//                                                          the outputs Σ streams²
+//   hc_mix_many   the same for many tokens              -> mix
+//   hc_leave_mix  what hc_leave does, and hc_mix of it  -> streams elsewhere, mix
+//
+// Grid       mix, leave_mix: x outputs + 1, y tokens, z parts; mix_many: x parts, y 32 tokens each
+// Precision  f32
+// CPU twin   CKernels/hyper_connection.c
+// Origin     ours
+
+#line 14 "hyper_connection_mix.metal"
+#line 15 "hyper_connection_mix.metal"
+#line 16 "hyper_connection_mix.metal"
+using namespace metal;
+
+#define HC_MIX_THREADS 256
+#define HC_MANY_THREADS 256
+#define HC_MANY_TOKENS 32           // two simdgroups take eight each
+#define HC_PIECE (HC_OUTPUTS * 32)  // float4s of 128 columns of fn
 
 // Weights `at` … `at` + 3 of fn as they lie there, and as numbers: loads first, numbers later.
 template <uint T> msl_inline uint4 hc_load4(msl_device const uchar *fn, ulong plane, ulong at) {
     if (T == GPU_F32) { return *(msl_device const uint4 *)(fn + 4 * at); }
     if (T == GPU_Q8_0_PLANES) {
         return uint4(*(msl_device const uint *)(fn + at), *(msl_device const ushort *)(fn + plane + at / 32 * 2), 0u, 0u);
+    }
+    if (T == GPU_Q8_0) {
+        msl_device const uchar *block = fn + at / 32 * 34;
+        return uint4(quant_word(block + 2 + at % 32), *(msl_device const ushort *)block, 0u, 0u);
     }
     const uint2 two = *(msl_device const uint2 *)(fn + 2 * at);
     return uint4(two.x, two.y, 0u, 0u);
@@ -3388,13 +3590,91 @@ template <uint T> msl_inline float4 hc_float4(uint4 v) {
     if (T == GPU_F32) {
         return float4(as_type<float>(v.x), as_type<float>(v.y), as_type<float>(v.z), as_type<float>(v.w));
     }
-    if (T == GPU_Q8_0_PLANES) { return quant_signed4(v.x) * float(as_type<half>(ushort(v.y))); }
+    if (T == GPU_Q8_0 || T == GPU_Q8_0_PLANES) { return quant_signed4(v.x) * float(as_type<half>(ushort(v.y))); }
     if (T == GPU_F16) {
         return float4(float(as_type<half>(ushort(v.x & 0xffffu))), float(as_type<half>(ushort(v.x >> 16))),
                       float(as_type<half>(ushort(v.y & 0xffffu))), float(as_type<half>(ushort(v.y >> 16))));
     }
     return float4(as_type<float>(v.x << 16), as_type<float>(v.x & 0xffff0000u), as_type<float>(v.y << 16),
                   as_type<float>(v.y & 0xffff0000u));
+}
+
+// Calls BODY(T) for the format of fn.
+#define HC_SWITCH(type, BODY) \
+    switch (type) { \
+    QUANT_CASE(GPU_F32, BODY) \
+    QUANT_CASE(GPU_F16, BODY) \
+    QUANT_CASE(GPU_BF16, BODY) \
+    QUANT_CASE(GPU_Q8_0, BODY) \
+    QUANT_CASE(GPU_Q8_0_PLANES, BODY) \
+    }
+
+// Loads before it are under way before anything behind it waits for one of them.
+msl_inline void hc_all_loaded() { simdgroup_barrier(mem_flags::mem_none); }
+
+// A thread's part of fn's row from `line` on · one stream x. Four pieces of the threadgroup are under way at once;
+// what lies behind the end is loaded from its last place, and not used.
+template <uint T>
+msl_inline float hc_row(msl_device const uchar *fn, ulong plane, ulong line, uint dim, msl_device const float *x, ushort tid) {
+    float sum = 0.0f;
+    for (uint first = 0; first < dim; first += HC_MIX_THREADS * 16u) {
+        float4 a[4];
+        uint4 w[4];
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint d = min(first + 4u * (HC_MIX_THREADS * i + tid), dim - 4);
+            a[i] = *(msl_device const float4 *)(x + d);
+            w[i] = hc_load4<T>(fn, plane, line + d);
+        }
+        hc_all_loaded();
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const float product = dot(a[i], hc_float4<T>(w[i]));
+            sum += first + 4u * (HC_MIX_THREADS * i + tid) < dim ? product : 0.0f;
+        }
+    }
+    return sum;
+}
+
+msl_inline float hc_squares(msl_device const float *x, uint dim, ushort tid) {
+    float sum = 0.0f;
+    for (uint first = 0; first < dim; first += HC_MIX_THREADS * 16u) {
+        float4 a[4];
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            a[i] = *(msl_device const float4 *)(x + min(first + 4u * (HC_MIX_THREADS * i + tid), dim - 4));
+        }
+        hc_all_loaded();
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            sum += first + 4u * (HC_MIX_THREADS * i + tid) < dim ? dot(a[i], a[i]) : 0.0f;
+        }
+    }
+    return sum;
+}
+
+[[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
+MSL_KERNEL void hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, msl_constant gpu_hc & p, uint3 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+{
+    threadgroup_decl float partial[32];
+    const ulong line = ulong(tg.y) * HC_PARTS + tg.z;
+    msl_device const float *x = streams + line * p.dim;
+    float sum = 0.0f;
+    if (tg.x == p.outputs) {
+        sum = hc_squares(x, p.dim, tid);
+    } else {
+        #define HC_ROW(T) sum = hc_row<T>(fn, p.plane, (ulong(tg.x) * 4 + tg.z) * p.dim, p.dim, x, tid)
+        HC_SWITCH(p.type, HC_ROW)
+    }
+    sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
+    if (tid == 0) { mix[line * HC_LINE(p.outputs) + tg.x] = sum; }
 }
 
 msl_inline void hc_load_tokens(msl_device const float *streams, ulong row, uint first, uint last, uint k, msl_thread float4 *x) {
@@ -3489,12 +3769,7 @@ MSL_KERNEL void hc_mix_many(msl_device const float * streams, msl_device const u
     #pragma unroll
     for (ushort t = 0; t < 4; ++t) { squares[t] = 0.0f; }
     #define HC_PRODUCTS(T) hc_products<T>(fn, p, tg.x, streams, first, weights, side, sg, lane, sums, squares)
-    switch (p.type) {
-    QUANT_CASE(GPU_F32, HC_PRODUCTS)
-    QUANT_CASE(GPU_F16, HC_PRODUCTS)
-    QUANT_CASE(GPU_BF16, HC_PRODUCTS)
-    QUANT_CASE(GPU_Q8_0_PLANES, HC_PRODUCTS)
-    }
+    HC_SWITCH(p.type, HC_PRODUCTS)
     // Lane l ends with sums 3 · l … 3 · l + 2: of token l / 4.
     hc_fold<48>(sums, lane, 16);
     hc_fold<24>(sums, lane, 8);
@@ -3513,234 +3788,41 @@ MSL_KERNEL void hc_mix_many(msl_device const float * streams, msl_device const u
     }
 }
 
-// Good to an ulp or two; x is far from 0 and from infinity.
-msl_inline float hc_reciprocal(float x) {
-#ifdef MSL_CUDA
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return 1.0f / x;
-#endif
-}
-
-msl_inline float hc_sigmoid(float x) { return hc_reciprocal(1.0f + exp(-x)); }
-
-msl_inline float hc_sum(float4 v) { return (v.x + v.y) + (v.z + v.w); }
-
-// Rows of the matrix, in one thread. All along it is rows_i · k_ij · columns_j: a step makes four sums and four
-// reciprocals, and only the next step waits for them.
-msl_inline void hc_sinkhorn(msl_thread float4 *k, uint iterations, float epsilon) {
-    #pragma unroll
-    for (ushort i = 0; i < 4; ++i) {
-        const float4 v = k[i];
-        const float4 e = exp(v - max(max(v.x, v.y), max(v.z, v.w)));
-        k[i] = e * hc_reciprocal(hc_sum(e)) + epsilon;
-    }
-    float4 rows = float4(1.0f), columns;
-    const float4 down = (k[0] + k[1]) + (k[2] + k[3]);
-    #pragma unroll
-    for (ushort j = 0; j < 4; ++j) { columns[j] = hc_reciprocal(down[j] + epsilon); }
-    for (uint n = 1; n < iterations; ++n) {
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            rows[i] = rows[i] * hc_reciprocal(rows[i] * hc_sum(k[i] * columns) + epsilon);
-        }
-        const float4 sums = (k[0] * rows[0] + k[1] * rows[1]) + (k[2] * rows[2] + k[3] * rows[3]);
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) { columns[j] = columns[j] * hc_reciprocal(columns[j] * sums[j] + epsilon); }
-    }
-    #pragma unroll
-    for (ushort i = 0; i < 4; ++i) { k[i] = k[i] * columns * rows[i]; }
-}
-
-// What the way out of a token needs, by one thread.
-msl_inline void hc_way_out(msl_device const float *mix, msl_device const float *scale, msl_device const float *base,
-                       msl_constant gpu_hc &p, msl_device float *post, msl_device float *comb) {
-    msl_device const float4 *quads = (msl_device const float4 *)mix;
-    const float post_scale = scale[1], comb_scale = scale[2];
-    float4 offset[5];
-    float4 v[5];
-    #pragma unroll
-    for (ushort i = 0; i < 5; ++i) {
-        offset[i] = ((msl_device const float4 *)base)[1 + i];
-        v[i] = quads[1 + i];
-    }
-    float squares = mix[HC_OUTPUTS];
-    #pragma unroll(1)
-    for (uint part = 1; part < p.parts; ++part) {
-        quads += HC_LINE(HC_OUTPUTS) / 4;
-        #pragma unroll
-        for (ushort i = 0; i < 5; ++i) { v[i] += quads[1 + i]; }
-        squares += quads[HC_OUTPUTS / 4].x;
-    }
-    const float inverse = reduce_rms(squares, 4 * p.dim, p.norm_epsilon);
-    #pragma unroll
-    for (ushort i = 0; i < 5; ++i) { v[i] = v[i] * inverse * (i == 0 ? post_scale : comb_scale) + offset[i]; }
-    for (ushort j = 0; j < 4; ++j) { v[0][j] = 2.0f * hc_sigmoid(v[0][j]); }
-    *(msl_device float4 *)post = v[0];
-    hc_sinkhorn(v + 1, p.iterations, p.epsilon);
-    for (ushort i = 0; i < 4; ++i) { ((msl_device float4 *)comb)[i] = v[1 + i]; }
-}
-
-msl_inline float4 hc_weighted(msl_device const float *streams, uint dim, float4 pre) {
-    return *(msl_device const float4 *)streams * pre.x + *(msl_device const float4 *)(streams + dim) * pre.y
-         + *(msl_device const float4 *)(streams + 2 * dim) * pre.z + *(msl_device const float4 *)(streams + 3 * dim) * pre.w;
-}
-
-// Σ pre_i · stream_i of a token, normed, by all threads of the threadgroup. Everything is loaded before
-// anything is used: the way from the mix to the last store is what a decoded token waits for.
-msl_inline void hc_collapse(msl_device const float *mix, uint outputs, msl_device const float *scale, msl_device const float *base,
-                        msl_device const float *streams, msl_device const float *norm, msl_device float *x, msl_constant gpu_hc &p,
-                        msl_threadgroup float *partial, ushort tid, ushort sg, ushort lane) {
-    const uint dim = p.dim, part = lane / 8 < p.parts ? lane / 8 : 0;
-    // Lanes 8 · part … 8 · part + 3 have pre, the next one the squares.
-    float m = mix[part * HC_LINE(outputs) + ((lane & 4) != 0 ? outputs : lane & 3)];
-    const float pre_scale = scale[0], offset = base[lane & 3];
-    float4 s[2][4];
-    float4 w[2];
-    #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        const uint d = min(4u * (i * HC_THREADS + tid), dim - 4);
-        #pragma unroll
-        for (ushort j = 0; j < 4; ++j) { s[i][j] = *(msl_device const float4 *)(streams + j * dim + d); }
-        w[i] = *(msl_device const float4 *)(norm + d);
-    }
-    if (p.parts > 1) {
-        m += simd_shuffle_xor(m, 8);
-        m += simd_shuffle_xor(m, 16);
-    }
-    const float inverse = reduce_rms(simd_shuffle(m, 4), 4 * dim, p.norm_epsilon);
-    const float own = hc_sigmoid(m * inverse * pre_scale + offset) + p.epsilon;
-    const float4 pre = float4(simd_shuffle(own, 0), simd_shuffle(own, 1), simd_shuffle(own, 2), simd_shuffle(own, 3));
-    float4 v[2];
-    float sum = 0.0f;
-    #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        v[i] = s[i][0] * pre.x + s[i][1] * pre.y + s[i][2] * pre.z + s[i][3] * pre.w;
-        sum += 4u * (i * HC_THREADS + tid) < dim ? dot(v[i], v[i]) : 0.0f;
-    }
-    // What is beyond the registers waits in x.
-    for (uint d = 4u * (2 * HC_THREADS + tid); d < dim; d += 4 * HC_THREADS) {
-        const float4 more = hc_weighted(streams + d, dim, pre);
-        sum += dot(more, more);
-        *(msl_device float4 *)(x + d) = more;
-    }
-    const float rms = reduce_rms(reduce_sum(sum, partial, HC_THREADS / 32, sg, lane), dim, p.input_epsilon);
-    #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        const uint d = 4u * (i * HC_THREADS + tid);
-        if (d < dim) { *(msl_device float4 *)(x + d) = v[i] * rms * w[i]; }
-    }
-    for (uint d = 4u * (2 * HC_THREADS + tid); d < dim; d += 4 * HC_THREADS) {
-        *(msl_device float4 *)(x + d) = *(msl_device float4 *)(x + d) * rms * *(msl_device const float4 *)(norm + d);
-    }
-}
-
-[[max_total_threads_per_threadgroup(HC_THREADS)]]
-MSL_KERNEL void hc_enter(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * post, msl_device float * comb, msl_device float * x, msl_constant gpu_hc & p, uint tg, ushort tid, ushort sg, ushort lane)
-
-
-
-
-
-
-
-
-
-
-
-
-{
-    threadgroup_decl float partial[32];
-    const ulong line = p.parts * HC_LINE(HC_OUTPUTS);
-    const uint outs = (p.n + HC_THREADS - 1) / HC_THREADS;
-    if (tg < outs) {
-        const ulong token = tg * HC_THREADS + tid;
-        if (token >= p.n) { return; }
-        post += token * 4;
-        comb += token * 16;
-        mix += token * line;
-        hc_way_out(mix, scale, base, p, post, comb);
-        return;
-    }
-    const ulong token = tg - outs;
-    hc_collapse(mix + token * line, HC_OUTPUTS, scale, base, streams + token * 4 * p.dim, norm, x + token * p.dim, p,
-                partial, tid, sg, lane);
-}
-
-[[max_total_threads_per_threadgroup(HC_THREADS)]]
-MSL_KERNEL void hc_head(msl_device const float * mix, msl_device const float * scale, msl_device const float * base, msl_device const float * streams, msl_device const float * norm, msl_device float * x, msl_constant gpu_hc & p, uint tg, ushort tid, ushort sg, ushort lane)
-
-
-
-
-
-
-
-
-
-
-{
-    threadgroup_decl float partial[32];
-    const ulong token = tg;
-    hc_collapse(mix + token * p.parts * HC_LINE(4), 4, scale, base, streams + token * 4 * p.dim, norm, x + token * p.dim, p, partial,
-                   tid, sg, lane);
-}
-
-// What leaves a token's channels: stream j takes post_j · y + Σ_i comb_ij · stream_i.
-struct hc_way {
-    float4 comb[4];
-    float4 post;
-};
-
-msl_inline hc_way hc_load_way(msl_device const float *post, msl_device const float *comb, uint token) {
-    hc_way way;
-    for (ushort i = 0; i < 4; ++i) { way.comb[i] = ((msl_device const float4 *)(comb + ulong(token) * 16))[i]; }
-    way.post = *(msl_device const float4 *)(post + ulong(token) * 4);
-    return way;
-}
-
-MSL_KERNEL void hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device float * out, msl_constant gpu_hc & p, uint2 i)
-
-
-
-
-
-
-{
-    if (i.x >= p.dim) { return; }
-    msl_device const float *s = streams + ulong(i.y) * 4 * p.dim + i.x;
-    // All loads first: one behind a store would wait for the one before.
-    const float s0 = s[0], s1 = s[p.dim], s2 = s[2 * p.dim], s3 = s[3 * p.dim], v = y[ulong(i.y) * p.dim + i.x];
-    const hc_way way = hc_load_way(post, comb, i.y);
-    const float4 left = way.post * v + (way.comb[0] * s0 + way.comb[1] * s1 + way.comb[2] * s2 + way.comb[3] * s3);
-    for (ushort j = 0; j < 4; ++j) { out[(ulong(i.y) * 4 + j) * p.dim + i.x] = left[j]; }
-}
-
 // A thread's part of output `row`, or of the squares if there is no such row; those threads write the streams.
+// A part has every fourth of the threadgroup's pieces of channels.
 template <uint T>
 msl_inline float hc_left(msl_device const float *y, const hc_way way, msl_device const float *streams, msl_device const uchar *fn,
-                     msl_device float *out, msl_constant gpu_hc &p, uint row, ushort tid) {
+                     msl_device float *out, msl_constant gpu_hc &p, uint row, uint part, ushort tid) {
     float sum = 0.0f;
-    for (uint d = 4u * tid; d < p.dim; d += HC_MIX_THREADS * 4u) {
+    for (uint first = 4u * HC_MIX_THREADS * part; first < p.dim; first += HC_PARTS * HC_MIX_THREADS * 4u) {
+        const bool isOwn = first + 4u * tid < p.dim;
+        const uint d = isOwn ? first + 4u * tid : p.dim - 4;
         float4 s[4];
         uint4 w[4];
-        const float4 v = *(msl_device const float4 *)(y + d);
+        // fn comes from farthest away: the barrier keeps the compiler from loading it last.
         #pragma unroll
         for (ushort j = 0; j < 4; ++j) {
-            s[j] = *(msl_device const float4 *)(streams + j * p.dim + d);
             w[j] = hc_load4<T>(fn, p.plane, (ulong(min(row, p.outputs - 1)) * 4 + j) * p.dim + d);
         }
+        threadgroup_barrier(mem_flags::mem_none);
+        const float4 v = *(msl_device const float4 *)(y + d);
+        #pragma unroll
+        for (ushort j = 0; j < 4; ++j) { s[j] = *(msl_device const float4 *)(streams + j * p.dim + d); }
+        float4 left[4];
         #pragma unroll
         for (ushort j = 0; j < 4; ++j) {
-            const float4 left = v * way.post[j] + (s[0] * way.comb[0][j] + s[1] * way.comb[1][j]
-                                                   + s[2] * way.comb[2][j] + s[3] * way.comb[3][j]);
-            if (row < p.outputs) {
-                sum += dot(left, hc_float4<T>(w[j]));
-            } else {
-                sum += dot(left, left);
-                *(msl_device float4 *)(out + j * p.dim + d) = left;
+            left[j] = v * way.post[j] + (s[0] * way.comb[0][j] + s[1] * way.comb[1][j] + s[2] * way.comb[2][j]
+                                         + s[3] * way.comb[3][j]);
+        }
+        if (!isOwn) { continue; }
+        if (row < p.outputs) {
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) { sum += dot(left[j], hc_float4<T>(w[j])); }
+        } else {
+            #pragma unroll
+            for (ushort j = 0; j < 4; ++j) {
+                sum += dot(left[j], left[j]);
+                *(msl_device float4 *)(out + j * p.dim + d) = left[j];
             }
         }
     }
@@ -3749,7 +3831,7 @@ msl_inline float hc_left(msl_device const float *y, const hc_way way, msl_device
 
 // out is not streams: the other threadgroups still read these.
 [[max_total_threads_per_threadgroup(HC_MIX_THREADS)]]
-MSL_KERNEL void hc_leave_mix(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device const uchar * fn, msl_device float * out, msl_device float * mix, msl_constant gpu_hc & p, uint2 tg, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void hc_leave_mix(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device const uchar * fn, msl_device float * out, msl_device float * mix, msl_constant gpu_hc & p, uint3 tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -3768,15 +3850,10 @@ MSL_KERNEL void hc_leave_mix(msl_device const float * y, msl_device const float 
     y += ulong(tg.y) * p.dim;
     streams += ulong(tg.y) * 4 * p.dim;
     out += ulong(tg.y) * 4 * p.dim;
-    #define HC_LEFT(T) sum = hc_left<T>(y, way, streams, fn, out, p, tg.x, tid)
-    switch (p.type) {
-    QUANT_CASE(GPU_F32, HC_LEFT)
-    QUANT_CASE(GPU_F16, HC_LEFT)
-    QUANT_CASE(GPU_BF16, HC_LEFT)
-    QUANT_CASE(GPU_Q8_0_PLANES, HC_LEFT)
-    }
+    #define HC_LEFT(T) sum = hc_left<T>(y, way, streams, fn, out, p, tg.x, tg.z, tid)
+    HC_SWITCH(p.type, HC_LEFT)
     sum = reduce_sum(sum, partial, HC_MIX_THREADS / 32, sg, lane);
-    if (tid == 0) { mix[ulong(tg.y) * HC_LINE(p.outputs) + tg.x] = sum; }
+    if (tid == 0) { mix[(ulong(tg.y) * HC_PARTS + tg.z) * HC_LINE(p.outputs) + tg.x] = sum; }
 }
 
 #line 1 "indexer.metal"
@@ -5378,7 +5455,7 @@ msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_j
         int8_rows_q8 now;
         int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize(x, columns, base, least, memory, tid);
+        int8_quantize<false>(x, columns, base, least, memory, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -6095,18 +6172,6 @@ extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_experts_do
 #endif
 extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_hc_spread) msl_hc_spread(msl_device const float * x, msl_device float * streams, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_spread(x, streams, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
-#if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix)
-#ifndef MSL_BLOCKS_hc_mix
-#define MSL_BLOCKS_hc_mix 1
-#endif
-extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS, MSL_BLOCKS_hc_mix) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-#endif
-#if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix_many)
-#ifndef MSL_BLOCKS_hc_mix_many
-#define MSL_BLOCKS_hc_mix_many 1
-#endif
-extern "C" __global__ void __launch_bounds__(HC_MANY_THREADS, MSL_BLOCKS_hc_mix_many) msl_hc_mix_many(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix_many(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_enter)
 #ifndef MSL_BLOCKS_hc_enter
 #define MSL_BLOCKS_hc_enter 1
@@ -6125,11 +6190,23 @@ extern "C" __global__ void __launch_bounds__(HC_THREADS, MSL_BLOCKS_hc_head) msl
 #endif
 extern "C" __global__ void __launch_bounds__(1024, MSL_BLOCKS_hc_leave) msl_hc_leave(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device float * out, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_leave(y, post, comb, streams, out, p, msl_builtin<uint2>(msl_thread_position_in_grid())); }
 #endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix)
+#ifndef MSL_BLOCKS_hc_mix
+#define MSL_BLOCKS_hc_mix 1
+#endif
+extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS, MSL_BLOCKS_hc_mix) msl_hc_mix(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix(streams, fn, mix, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_hc_mix_many)
+#ifndef MSL_BLOCKS_hc_mix_many
+#define MSL_BLOCKS_hc_mix_many 1
+#endif
+extern "C" __global__ void __launch_bounds__(HC_MANY_THREADS, MSL_BLOCKS_hc_mix_many) msl_hc_mix_many(msl_device const float * streams, msl_device const uchar * fn, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_mix_many(streams, fn, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_hc_leave_mix)
 #ifndef MSL_BLOCKS_hc_leave_mix
 #define MSL_BLOCKS_hc_leave_mix 1
 #endif
-extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS, MSL_BLOCKS_hc_leave_mix) msl_hc_leave_mix(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device const uchar * fn, msl_device float * out, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_leave_mix(y, post, comb, streams, fn, out, mix, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(HC_MIX_THREADS, MSL_BLOCKS_hc_leave_mix) msl_hc_leave_mix(msl_device const float * y, msl_device const float * post, msl_device const float * comb, msl_device const float * streams, msl_device const uchar * fn, msl_device float * out, msl_device float * mix, const __grid_constant__ gpu_hc p) { MSL_ENTER hc_leave_mix(y, post, comb, streams, fn, out, mix, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_indexer_score)
 #ifndef MSL_BLOCKS_indexer_score
