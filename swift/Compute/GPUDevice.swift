@@ -66,11 +66,10 @@ public enum GPUKernel: Int, CaseIterable, Sendable {
         }
     }
 
-    /// Threadgroup memory beyond what the kernel declares: the ring of wide.h, the tables of int8.h.
+    /// Threadgroup memory beyond what the kernel declares: the ring of wide.h.
     public var sharedByteCount: Int {
         switch self {
         case .matmul_wide: 4 * 128 * 64 * 2
-        case .experts_gate_up_int8: 384 * 32 * 4
         case .experts_gate_up_wide, .experts_down_wide: 4 * 64 * 64 * 2
         default: 0
         }

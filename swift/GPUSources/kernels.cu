@@ -2733,8 +2733,8 @@ MSL_KERNEL void experts_sum(msl_device const float * parts, msl_device const uin
 //   experts_gate_up_int8   as experts_gate_up, for IQ2_XXS planes
 //   experts_down_int8      as experts_down, for Q2_K planes and a shared expert in Q8_0 planes
 //
-// gate_up: four simdgroups share rows of 4,096 columns; two such teams take 16 rows of gate and of up at a
-// time on the integer matrix units. down: each simdgroup takes the assignments of its
+// gate_up: four simdgroups share a row of 4,096 columns, a group of 32 columns a lane; two such teams take
+// rows in turn, four of gate and four of up at a time. down: each simdgroup takes the assignments of its
 // number, 64 columns a lane, and the shared expert in pieces of 1,024 columns.
 //
 // Grid       gate_up: x row tiles of `tile`, y n · used + n; down: the same, y tokens
@@ -2800,15 +2800,6 @@ msl_inline void int8_split4(float4 a, float inverse, msl_thread uint &high, msl_
     int8_gather(v, high, low);
 }
 
-// The same with a signed low byte: half of the integers have a higher high one.
-msl_inline void int8_split4_signed(float4 a, float inverse, msl_thread uint &high, msl_thread uint &low) {
-    const uint4 v = uint4(as_type<uint>(fma(a.x, inverse, 12582912.0f)), as_type<uint>(fma(a.y, inverse, 12582912.0f)),
-                          as_type<uint>(fma(a.z, inverse, 12582912.0f)), as_type<uint>(fma(a.w, inverse, 12582912.0f)));
-    uint other;
-    int8_gather(v, other, low);
-    int8_gather(v + 128u, high, other);
-}
-
 msl_inline float int8_inverse(float most) { return most > 0.0f ? 32767.0f / most : 0.0f; }
 msl_inline float int8_scale(float most) { return most * (1.0f / 32767.0f); }
 
@@ -2825,9 +2816,7 @@ struct int8_x {
     float scale[INT8_COLUMNS / 32];  // a block of 32 columns
 };
 
-// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024. SIGNED: both planes are
-// signed bytes, and integers end at ±32639.
-template <bool SIGNED>
+// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
 msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, uint count, msl_threadgroup int8_x &out, ushort tid) {
     msl_threadgroup uint *high = (msl_threadgroup uint *)out.high, *low = (msl_threadgroup uint *)out.low;
     // No thread leaves the loop before the others.
@@ -2841,15 +2830,10 @@ msl_inline void int8_quantize(msl_device const float *x, uint columns, uint k0, 
         most = max(most, simd_shuffle_xor(most, 4));
         uint h;
         uint l;
-        const float top = SIGNED ? 32639.0f : 32767.0f, inverse = most > 0.0f ? top / most : 0.0f;
-        if (SIGNED) {
-            int8_split4_signed(a, inverse, h, l);
-        } else {
-            int8_split4(a, inverse, h, l);
-        }
+        int8_split4(a, int8_inverse(most), h, l);
         high[c / 4] = h;
         low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = most * (1.0f / top); }
+        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
     }
 }
 
@@ -2892,7 +2876,10 @@ msl_inline uint int8_offset(uint word, ushort from, uint mask, uint copy) {
 
 msl_inline uint int8_select4(uint nibbles) {
 #ifdef MSL_CUDA
-    return __byte_perm(0x002b1908u, 0x00d5e7f8u, nibbles);
+    // Not __byte_perm, which would clear the bits of the selector that are never set.
+    uint out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x002b1908u), "r"(0x00d5e7f8u), "r"(nibbles));
+    return out;
 #else
     uint out = 0;
     for (ushort i = 0; i < 4; ++i) {
@@ -2927,12 +2914,25 @@ msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint thr
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Eight weights of IQ2_XXS as signed bytes: entry `e` of a group.
+// A group of 32 weights times 32 activations, without the block's scale but times twice the group's: a whole
+// number of 31 bits. `copy`: this lane's, in bytes.
 template <ushort COPIES>
-msl_inline uint2 int8_iq2_entry(uint2 group, ushort e, msl_threadgroup const uchar *table, uint copy) {
-    const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
-                       | *(msl_threadgroup const uint *)(table + 1024u * COPIES + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
-    return uint2(int8_select4(nibbles), int8_select4(nibbles >> 16));
+msl_inline int int8_iq2_group(uint2 group, msl_threadgroup const uchar *table, uint copy, msl_thread const uint *high,
+                          msl_thread const uint *low) {
+    int hi = 0, lo = 0;
+    #pragma unroll
+    for (ushort e = 0; e < 4; ++e) {
+        const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
+                           | *(msl_threadgroup const uint *)(table + 1024u * COPIES
+                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
+        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
+        hi = int8_dot_high(a, high[2 * e], hi);
+        lo = int8_dot_low(a, low[2 * e], lo);
+        hi = int8_dot_high(b, high[2 * e + 1], hi);
+        lo = int8_dot_low(b, low[2 * e + 1], lo);
+    }
+    // Bit 27 belongs to a sign: twice the four bits above it plus one is what remains with bit 0 set.
+    return (hi * 256 + lo) * int(group.y >> 27 | 1u);
 }
 #endif
 
@@ -2949,22 +2949,24 @@ using namespace metal;
 
 // ---------------------------------------------------------------- gate and up
 
-// A lane's groups of 128 columns: of rows lane / 4 and eight further of gate and of up, group lane % 4.
-struct experts_int8_groups {
-    uint2 group[4];
-    float d[4];
+// Four rows of gate and of up, a group of 32 columns of each a lane.
+struct experts_int8_pair {
+    uint2 g[4];
+    uint2 u[4];
+    ushort dg[4];
+    ushort du[4];
 };
 
-// `quants`, `scales`: of the first row and this lane, in bytes.
-msl_inline void experts_int8_load(msl_device const uchar *gate, msl_device const uchar *up, ulong quants, ulong scales, uint columns,
-                              msl_thread experts_int8_groups &out) {
+// `quants`, `scales`: of the first row and this lane, in bytes. A matrix of all experts has less than 4 GiB.
+msl_inline void experts_int8_load(msl_device const uchar *gate, msl_device const uchar *up, uint quants, uint scales, uint columns,
+                              msl_thread experts_int8_pair &out) {
     #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        const ulong q = quants + i * (2 * columns), d = scales + i * (columns / 16);
-        out.group[i] = *(msl_device const uint2 *)(gate + q);
-        out.group[2 + i] = *(msl_device const uint2 *)(up + q);
-        out.d[i] = quant_half(gate + d);
-        out.d[2 + i] = quant_half(up + d);
+    for (ushort i = 0; i < 4; ++i) {
+        const uint q = quants + i * (columns / 4), d = scales + i * (columns / 128);
+        out.g[i] = *(msl_device const uint2 *)(gate + q);
+        out.u[i] = *(msl_device const uint2 *)(up + q);
+        out.dg[i] = *(msl_device const ushort *)(gate + d);
+        out.du[i] = *(msl_device const ushort *)(up + d);
     }
 }
 
@@ -2983,11 +2985,7 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
 
 
 {
-#ifdef MSL_CUDA
-    msl_threadgroup uint4 *table = (msl_threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
-#else
-    threadgroup_decl uint4 table[INT8_TABLE(32) / 4];
-#endif
+    threadgroup_decl uint4 table[INT8_TABLE(8) / 4];
     threadgroup_decl float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
     threadgroup_decl int8_x memory;
     const uint rows = p.tile;
@@ -3003,66 +3001,47 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
         return;
     }
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
-    const ushort g = lane / 4, q = lane & 3;
-    const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows + 16 * team + g;
+    const uint line = uint(ids[tg.y]) * p.inner + tg.x * rows + 4 * team;
     msl_device const float *token = x + ulong(tg.y / p.used) * columns;
-    const uint copy = lane * 4u;
+    const uint copy = lane % 8 * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
+        const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
+        // The first rows are under way while the table and the activations are made.
+        experts_int8_pair now;
+        uint quants = line * (columns / 4) + k / 4, scales = uint(p.plane) + line * (columns / 128) + k / 256 * 2;
+        experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize<true>(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table<32>(table, tid, INT8_THREADS); }
+        int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
+        if (base == 0) { int8_fill_table<8>(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint from = base + slice * 1024u, end = min(from + 1024u, columns);
+        uint high[8];
+        uint low[8];
+        const uint c = slice * 1024u + 32u * lane;
+        int8_take16(memory, c, high, low);
+        int8_take16(memory, c + 16u, high + 4, low + 4);
+        const float scale = memory.scale[c / 32] * 0.125f;
         #pragma unroll(1)
-        for (uint r = 0; r < rows; r += 32) {
-            float sums[4];
-            for (ushort i = 0; i < 4; ++i) { sums[i] = 0.0f; }
-            const ulong row = line + r;
-            #pragma unroll(2)
-            for (uint k = from; k < end; k += 128) {
-                // Groups past the end are the row's first, with activations of zero.
-                const uint mine = k + 32u * q, column = mine < columns ? mine : 0u;
-                experts_int8_groups now;
-                experts_int8_load(gate, up, (row * columns + column) / 4, p.plane + (row * columns + column) / 256 * 2, columns, now);
-                // B holds the high bytes of group q in column 2·q and the low ones in the next, zeros elsewhere: the
-                // sums of four groups stay apart.
-                const uint at = (mine - base) / 16;
-                const bool holds = g / 2 == q;
-                uint4 b[2];
-                #pragma unroll
-                for (ushort i = 0; i < 2; ++i) {
-                    b[i] = uint4(0);
-                    if (holds) { b[i] = (g & 1) == 0 ? memory.high[at + i] : memory.low[at + i]; }
-                }
-                const float scale = memory.scale[(mine - base) / 32] * 0.125f;
-                #pragma unroll
-                for (ushort m = 0; m < 2; ++m) {
-                    int c[4];
-                    for (ushort i = 0; i < 4; ++i) { c[i] = 0; }
-                    #pragma unroll
-                    for (ushort e = 0; e < 4; ++e) {
-                        const uint2 first = int8_iq2_entry<32>(now.group[2 * m], e, (msl_threadgroup const uchar *)table, copy);
-                        const uint2 second = int8_iq2_entry<32>(now.group[2 * m + 1], e, (msl_threadgroup const uchar *)table, copy);
-                        const uint a[4] = {first.x, second.x, first.y, second.y};
-                        const uint two[2] = {b[e / 2][2 * (e & 1)], b[e / 2][2 * (e & 1) + 1]};
-                        msl_mma_m16n8k32_s8(c, a, two);
-                    }
-                    #pragma unroll
-                    for (ushort i = 0; i < 2; ++i) {
-                        // Twice the scale of four bits plus one, a whole number; all of it fits 31 bits.
-                        const int twice = int(now.group[2 * m + i].y >> 27 | 1u);
-                        sums[2 * m + i] += float((c[2 * i] * 256 + c[2 * i + 1]) * twice) * (now.d[2 * m + i] * scale);
-                    }
-                }
-            }
+        for (uint r0 = 0; r0 < rows; r0 += 8) {
+            const uint r = r0 + 4 * team;
+            float gs[4];
+            float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                float sum = sums[i] + simd_shuffle_xor(sums[i], 1);
-                sum += simd_shuffle_xor(sum, 2);
-                if (q == 0) {
-                    msl_threadgroup float *part = &parts[slice][(i < 2 ? 0 : EXPERT_INT8_MOST) + r + 16 * team + g + 8 * (i & 1)];
-                    *part = base == 0 ? sum : *part + sum;
-                }
+                const int g = int8_iq2_group<8>(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low);
+                const int u = int8_iq2_group<8>(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low);
+                gs[i] = float(g) * (float(as_type<half>(now.dg[i])) * scale);
+                us[i] = float(u) * (float(as_type<half>(now.du[i])) * scale);
+            }
+            if (r0 + 8 < rows) {
+                quants += 2 * columns;
+                scales += columns / 16;
+                experts_int8_load(gate, up, quants, scales, columns, now);
+            }
+            const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
+            if (lane < 8) {
+                msl_threadgroup float *part = &parts[slice][(lane < 4 ? 0 : EXPERT_INT8_MOST) + r + lane % 4];
+                const float value = lane < 4 ? sum : other;
+                *part = base == 0 ? value : *part + value;
             }
         }
     }
@@ -4978,7 +4957,10 @@ msl_inline void wide_load(msl_device const uchar *w, ulong plane, ulong row, uin
 // Four signed magnitudes of IQ2_XXS plus 128, by nibbles as in int8.h.
 msl_inline uint wide_select4(uint nibbles) {
 #ifdef MSL_CUDA
-    return __byte_perm(0x00ab9988u, 0x00556778u, nibbles);
+    // Not __byte_perm, which would clear the bits of the selector that are never set.
+    uint out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x00ab9988u), "r"(0x00556778u), "r"(nibbles));
+    return out;
 #else
     uint out = 0;
     for (ushort i = 0; i < 4; ++i) {
@@ -5376,7 +5358,7 @@ MSL_KERNEL void experts_down_wide(msl_device const uchar * down, msl_device cons
 #line 17 "matvec_int8.metal"
 using namespace metal;
 
-#define MSL_BLOCKS_matvec_int8_many 3
+#define MSL_BLOCKS_matvec_int8_many 2
 #define MSL_BLOCKS_matvec_int8 3  // threadgroups on a multiprocessor at once (CUDA)
 
 #define INT8_SIMDGROUPS (INT8_THREADS / 32)
@@ -5455,7 +5437,7 @@ msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_j
         int8_rows_q8 now;
         int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize<false>(x, columns, base, least, memory, tid);
+        int8_quantize(x, columns, base, least, memory, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -5602,6 +5584,19 @@ msl_inline void int8_matrix_step(msl_thread const uint *a, uint4 b, msl_thread i
     msl_mma_m16n8k32_u8(low, a, second);
 }
 
+// 128 columns of two rows: 32·i + 8·lane … of each block of 32, and the four blocks' scales.
+msl_inline void int8_matrix_load(msl_device const uchar *line0, msl_device const uchar *line1, msl_device const uchar *scales0,
+                             msl_device const uchar *scales1, uint k, msl_thread uint2 *w0, msl_thread uint2 *w1, msl_thread uint2 &d0,
+                             msl_thread uint2 &d1) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        w0[i] = *(msl_device const uint2 *)(line0 + k + 32 * i);
+        w1[i] = *(msl_device const uint2 *)(line1 + k + 32 * i);
+    }
+    d0 = *(msl_device const uint2 *)(scales0 + k / 16);
+    d1 = *(msl_device const uint2 *)(scales1 + k / 16);
+}
+
 // Rows `first` … + 16 of Q8_0 planes, columns k0 … k1 (multiples of 128): out [16][INT8_TOKENS].
 msl_inline void int8_matrix_q8(msl_device const uchar *w, ulong plane, uint first, uint rows, uint columns, uint k0, uint k1,
                            msl_device const uint4 *bytes, msl_device const float *scales, ushort lane, msl_threadgroup float *out) {
@@ -5609,32 +5604,40 @@ msl_inline void int8_matrix_q8(msl_device const uchar *w, ulong plane, uint firs
     const ulong row0 = min(first + g, rows - 1), row1 = min(first + g + 8u, rows - 1);
     float acc[4];
     for (ushort i = 0; i < 4; ++i) { acc[i] = 0.0f; }
+    msl_device const uchar *line0 = w + row0 * columns + 8 * q, *line1 = w + row1 * columns + 8 * q;
+    msl_device const uchar *scales0 = w + plane + row0 * columns / 16, *scales1 = w + plane + row1 * columns / 16;
+    uint2 w0[4];
+    uint2 w1[4];
+    uint2 d0;
+    uint2 d1;
+    int8_matrix_load(line0, line1, scales0, scales1, k0 < k1 ? k0 : 0u, w0, w1, d0, d1);
     #pragma unroll(1)
     for (uint k = k0; k < k1; k += 128) {
-        uint2 w0[4];
-        uint2 w1[4];
         uint4 x[4];
         float2 s[4];
-        const uint2 d0 = *(msl_device const uint2 *)(w + plane + (row0 * columns + k) / 16);
-        const uint2 d1 = *(msl_device const uint2 *)(w + plane + (row1 * columns + k) / 16);
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            w0[i] = *(msl_device const uint2 *)(w + row0 * columns + k + 32 * i + 8 * q);
-            w1[i] = *(msl_device const uint2 *)(w + row1 * columns + k + 32 * i + 8 * q);
-        }
         #pragma unroll
         for (ushort i = 0; i < 4; ++i) {
             const uint b = k / 32 + i;
             x[i] = bytes[(b * INT8_TOKENS + g) * 4u + q];
             s[i] = *(msl_device const float2 *)(scales + b * INT8_TOKENS + 2 * q);
         }
+        uint2 v0[4];
+        uint2 v1[4];
+        const uint2 e0 = d0, e1 = d1;
         #pragma unroll
         for (ushort i = 0; i < 4; ++i) {
-            const uint a[4] = {w0[i].x, w1[i].x, w0[i].y, w1[i].y};
+            v0[i] = w0[i];
+            v1[i] = w1[i];
+        }
+        // The next columns are under way while these are multiplied.
+        if (k + 128 < k1) { int8_matrix_load(line0, line1, scales0, scales1, k + 128, w0, w1, d0, d1); }
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint a[4] = {v0[i].x, v1[i].x, v0[i].y, v1[i].y};
             int high[4];
             int low[4];
             int8_matrix_step(a, x[i], high, low);
-            const uint two0 = i < 2 ? d0.x : d0.y, two1 = i < 2 ? d1.x : d1.y;
+            const uint two0 = i < 2 ? e0.x : e0.y, two1 = i < 2 ? e1.x : e1.y;
             const float f0 = float(as_type<half>(ushort(two0 >> (16 * (i & 1))))), f1 = float(as_type<half>(ushort(two1 >> (16 * (i & 1)))));
             acc[0] += float(high[0] * 256 + low[0]) * (f0 * s[i].x);
             acc[1] += float(high[1] * 256 + low[1]) * (f0 * s[i].y);

@@ -3,8 +3,8 @@
 //   experts_gate_up_int8   as experts_gate_up, for IQ2_XXS planes
 //   experts_down_int8      as experts_down, for Q2_K planes and a shared expert in Q8_0 planes
 //
-// gate_up: four simdgroups share rows of 4,096 columns; two such teams take 16 rows of gate and of up at a
-// time on the integer matrix units. down: each simdgroup takes the assignments of its
+// gate_up: four simdgroups share a row of 4,096 columns, a group of 32 columns a lane; two such teams take
+// rows in turn, four of gate and four of up at a time. down: each simdgroup takes the assignments of its
 // number, 64 columns a lane, and the shared expert in pieces of 1,024 columns.
 //
 // Grid       gate_up: x row tiles of `tile`, y n · used + n; down: the same, y tokens
@@ -25,22 +25,24 @@ using namespace metal;
 
 // ---------------------------------------------------------------- gate and up
 
-// A lane's groups of 128 columns: of rows lane / 4 and eight further of gate and of up, group lane % 4.
-struct experts_int8_groups {
-    uint2 group[4];
-    float d[4];
+// Four rows of gate and of up, a group of 32 columns of each a lane.
+struct experts_int8_pair {
+    uint2 g[4];
+    uint2 u[4];
+    ushort dg[4];
+    ushort du[4];
 };
 
-// `quants`, `scales`: of the first row and this lane, in bytes.
-inline void experts_int8_load(device const uchar *gate, device const uchar *up, ulong quants, ulong scales, uint columns,
-                              thread experts_int8_groups &out) {
+// `quants`, `scales`: of the first row and this lane, in bytes. A matrix of all experts has less than 4 GiB.
+inline void experts_int8_load(device const uchar *gate, device const uchar *up, uint quants, uint scales, uint columns,
+                              thread experts_int8_pair &out) {
     #pragma unroll
-    for (ushort i = 0; i < 2; ++i) {
-        const ulong q = quants + i * (2 * columns), d = scales + i * (columns / 16);
-        out.group[i] = *(device const uint2 *)(gate + q);
-        out.group[2 + i] = *(device const uint2 *)(up + q);
-        out.d[i] = quant_half(gate + d);
-        out.d[2 + i] = quant_half(up + d);
+    for (ushort i = 0; i < 4; ++i) {
+        const uint q = quants + i * (columns / 4), d = scales + i * (columns / 128);
+        out.g[i] = *(device const uint2 *)(gate + q);
+        out.u[i] = *(device const uint2 *)(up + q);
+        out.dg[i] = *(device const ushort *)(gate + d);
+        out.du[i] = *(device const ushort *)(up + d);
     }
 }
 
@@ -59,11 +61,7 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
                                  ushort sg                      [[simdgroup_index_in_threadgroup]],
                                  ushort lane                    [[thread_index_in_simdgroup]])
 {
-#ifdef MSL_CUDA
-    threadgroup uint4 *table = (threadgroup uint4 *)msl_dyn_smem;  // more than may be declared
-#else
-    threadgroup uint4 table[INT8_TABLE(32) / 4];
-#endif
+    threadgroup uint4 table[INT8_TABLE(8) / 4];
     threadgroup float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
     threadgroup int8_x memory;
     const uint rows = p.tile;
@@ -79,66 +77,47 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
         return;
     }
     const uint slice = sg & 3, team = sg / 4, columns = p.hidden;
-    const ushort g = lane / 4, q = lane & 3;
-    const ulong line = ulong(ids[tg.y]) * p.inner + tg.x * rows + 16 * team + g;
+    const uint line = uint(ids[tg.y]) * p.inner + tg.x * rows + 4 * team;
     device const float *token = x + ulong(tg.y / p.used) * columns;
-    const uint copy = lane * 4u;
+    const uint copy = lane % 8 * 4u;
     for (uint base = 0; base < columns; base += EXPERT_INT8_SLICES) {
+        const uint at = base + slice * 1024u + 32u * lane, k = at < columns ? at : 0u;
+        // The first rows are under way while the table and the activations are made.
+        experts_int8_pair now;
+        uint quants = line * (columns / 4) + k / 4, scales = uint(p.plane) + line * (columns / 128) + k / 256 * 2;
+        experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize<true>(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table<32>(table, tid, INT8_THREADS); }
+        int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
+        if (base == 0) { int8_fill_table<8>(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint from = base + slice * 1024u, end = min(from + 1024u, columns);
+        uint high[8];
+        uint low[8];
+        const uint c = slice * 1024u + 32u * lane;
+        int8_take16(memory, c, high, low);
+        int8_take16(memory, c + 16u, high + 4, low + 4);
+        const float scale = memory.scale[c / 32] * 0.125f;
         #pragma unroll(1)
-        for (uint r = 0; r < rows; r += 32) {
-            float sums[4];
-            for (ushort i = 0; i < 4; ++i) { sums[i] = 0.0f; }
-            const ulong row = line + r;
-            #pragma unroll(2)
-            for (uint k = from; k < end; k += 128) {
-                // Groups past the end are the row's first, with activations of zero.
-                const uint mine = k + 32u * q, column = mine < columns ? mine : 0u;
-                experts_int8_groups now;
-                experts_int8_load(gate, up, (row * columns + column) / 4, p.plane + (row * columns + column) / 256 * 2, columns, now);
-                // B holds the high bytes of group q in column 2·q and the low ones in the next, zeros elsewhere: the
-                // sums of four groups stay apart.
-                const uint at = (mine - base) / 16;
-                const bool holds = g / 2 == q;
-                uint4 b[2];
-                #pragma unroll
-                for (ushort i = 0; i < 2; ++i) {
-                    b[i] = uint4(0);
-                    if (holds) { b[i] = (g & 1) == 0 ? memory.high[at + i] : memory.low[at + i]; }
-                }
-                const float scale = memory.scale[(mine - base) / 32] * 0.125f;
-                #pragma unroll
-                for (ushort m = 0; m < 2; ++m) {
-                    int c[4];
-                    for (ushort i = 0; i < 4; ++i) { c[i] = 0; }
-                    #pragma unroll
-                    for (ushort e = 0; e < 4; ++e) {
-                        const uint2 first = int8_iq2_entry<32>(now.group[2 * m], e, (threadgroup const uchar *)table, copy);
-                        const uint2 second = int8_iq2_entry<32>(now.group[2 * m + 1], e, (threadgroup const uchar *)table, copy);
-                        const uint a[4] = {first.x, second.x, first.y, second.y};
-                        const uint two[2] = {b[e / 2][2 * (e & 1)], b[e / 2][2 * (e & 1) + 1]};
-                        msl_mma_m16n8k32_s8(c, a, two);
-                    }
-                    #pragma unroll
-                    for (ushort i = 0; i < 2; ++i) {
-                        // Twice the scale of four bits plus one, a whole number; all of it fits 31 bits.
-                        const int twice = int(now.group[2 * m + i].y >> 27 | 1u);
-                        sums[2 * m + i] += float((c[2 * i] * 256 + c[2 * i + 1]) * twice) * (now.d[2 * m + i] * scale);
-                    }
-                }
-            }
+        for (uint r0 = 0; r0 < rows; r0 += 8) {
+            const uint r = r0 + 4 * team;
+            float gs[4];
+            float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                float sum = sums[i] + simd_shuffle_xor(sums[i], 1);
-                sum += simd_shuffle_xor(sum, 2);
-                if (q == 0) {
-                    threadgroup float *part = &parts[slice][(i < 2 ? 0 : EXPERT_INT8_MOST) + r + 16 * team + g + 8 * (i & 1)];
-                    *part = base == 0 ? sum : *part + sum;
-                }
+                const int g = int8_iq2_group<8>(now.g[i], (threadgroup const uchar *)table, copy, high, low);
+                const int u = int8_iq2_group<8>(now.u[i], (threadgroup const uchar *)table, copy, high, low);
+                gs[i] = float(g) * (float(as_type<half>(now.dg[i])) * scale);
+                us[i] = float(u) * (float(as_type<half>(now.du[i])) * scale);
+            }
+            if (r0 + 8 < rows) {
+                quants += 2 * columns;
+                scales += columns / 16;
+                experts_int8_load(gate, up, quants, scales, columns, now);
+            }
+            const float sum = int8_reduce4(gs, lane), other = int8_reduce4(us, lane);
+            if (lane < 8) {
+                threadgroup float *part = &parts[slice][(lane < 4 ? 0 : EXPERT_INT8_MOST) + r + lane % 4];
+                const float value = lane < 4 ? sum : other;
+                *part = base == 0 ? value : *part + value;
             }
         }
     }

@@ -55,15 +55,6 @@ inline void int8_split4(float4 a, float inverse, thread uint &high, thread uint 
     int8_gather(v, high, low);
 }
 
-// The same with a signed low byte: half of the integers have a higher high one.
-inline void int8_split4_signed(float4 a, float inverse, thread uint &high, thread uint &low) {
-    const uint4 v = uint4(as_type<uint>(fma(a.x, inverse, 12582912.0f)), as_type<uint>(fma(a.y, inverse, 12582912.0f)),
-                          as_type<uint>(fma(a.z, inverse, 12582912.0f)), as_type<uint>(fma(a.w, inverse, 12582912.0f)));
-    uint other;
-    int8_gather(v, other, low);
-    int8_gather(v + 128u, high, other);
-}
-
 inline float int8_inverse(float most) { return most > 0.0f ? 32767.0f / most : 0.0f; }
 inline float int8_scale(float most) { return most * (1.0f / 32767.0f); }
 
@@ -80,9 +71,7 @@ struct int8_x {
     float scale[INT8_COLUMNS / 32];  // a block of 32 columns
 };
 
-// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024. SIGNED: both planes are
-// signed bytes, and integers end at ±32639.
-template <bool SIGNED>
+// Columns k0 … k0 + count of x, zeros past the end; `count` is rounded up to 1,024.
 inline void int8_quantize(device const float *x, uint columns, uint k0, uint count, threadgroup int8_x &out, ushort tid) {
     threadgroup uint *high = (threadgroup uint *)out.high, *low = (threadgroup uint *)out.low;
     // No thread leaves the loop before the others.
@@ -96,15 +85,10 @@ inline void int8_quantize(device const float *x, uint columns, uint k0, uint cou
         most = max(most, simd_shuffle_xor(most, 4));
         uint h;
         uint l;
-        const float top = SIGNED ? 32639.0f : 32767.0f, inverse = most > 0.0f ? top / most : 0.0f;
-        if (SIGNED) {
-            int8_split4_signed(a, inverse, h, l);
-        } else {
-            int8_split4(a, inverse, h, l);
-        }
+        int8_split4(a, int8_inverse(most), h, l);
         high[c / 4] = h;
         low[c / 4] = l;
-        if ((tid & 7) == 0) { out.scale[c / 32] = most * (1.0f / top); }
+        if ((tid & 7) == 0) { out.scale[c / 32] = int8_scale(most); }
     }
 }
 
@@ -147,7 +131,10 @@ inline uint int8_offset(uint word, ushort from, uint mask, uint copy) {
 
 inline uint int8_select4(uint nibbles) {
 #ifdef MSL_CUDA
-    return __byte_perm(0x002b1908u, 0x00d5e7f8u, nibbles);
+    // Not __byte_perm, which would clear the bits of the selector that are never set.
+    uint out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x002b1908u), "r"(0x00d5e7f8u), "r"(nibbles));
+    return out;
 #else
     uint out = 0;
     for (ushort i = 0; i < 4; ++i) {
@@ -182,11 +169,24 @@ inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Eight weights of IQ2_XXS as signed bytes: entry `e` of a group.
+// A group of 32 weights times 32 activations, without the block's scale but times twice the group's: a whole
+// number of 31 bits. `copy`: this lane's, in bytes.
 template <ushort COPIES>
-inline uint2 int8_iq2_entry(uint2 group, ushort e, threadgroup const uchar *table, uint copy) {
-    const uint nibbles = *(threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
-                       | *(threadgroup const uint *)(table + 1024u * COPIES + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
-    return uint2(int8_select4(nibbles), int8_select4(nibbles >> 16));
+inline int int8_iq2_group(uint2 group, threadgroup const uchar *table, uint copy, thread const uint *high,
+                          thread const uint *low) {
+    int hi = 0, lo = 0;
+    #pragma unroll
+    for (ushort e = 0; e < 4; ++e) {
+        const uint nibbles = *(threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
+                           | *(threadgroup const uint *)(table + 1024u * COPIES
+                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
+        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
+        hi = int8_dot_high(a, high[2 * e], hi);
+        lo = int8_dot_low(a, low[2 * e], lo);
+        hi = int8_dot_high(b, high[2 * e + 1], hi);
+        lo = int8_dot_low(b, low[2 * e + 1], lo);
+    }
+    // Bit 27 belongs to a sign: twice the four bits above it plus one is what remains with bit 0 set.
+    return (hi * 256 + lo) * int(group.y >> 27 | 1u);
 }
 #endif

@@ -16,7 +16,7 @@
 #include "int8.h"
 using namespace metal;
 
-#define MSL_BLOCKS_matvec_int8_many 3
+#define MSL_BLOCKS_matvec_int8_many 2
 #define MSL_BLOCKS_matvec_int8 3  // threadgroups on a multiprocessor at once (CUDA)
 
 #define INT8_SIMDGROUPS (INT8_THREADS / 32)
@@ -95,7 +95,7 @@ inline void int8_job_q8(device const uchar *w, constant gpu_matrix_job &job, dev
         int8_rows_q8 now;
         int8_load_q8(w, job.plane, first_row, job.rows, columns, k0, lane, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
-        int8_quantize<false>(x, columns, base, least, memory, tid);
+        int8_quantize(x, columns, base, least, memory, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -242,6 +242,19 @@ inline void int8_matrix_step(thread const uint *a, uint4 b, thread int *high, th
     msl_mma_m16n8k32_u8(low, a, second);
 }
 
+// 128 columns of two rows: 32·i + 8·lane … of each block of 32, and the four blocks' scales.
+inline void int8_matrix_load(device const uchar *line0, device const uchar *line1, device const uchar *scales0,
+                             device const uchar *scales1, uint k, thread uint2 *w0, thread uint2 *w1, thread uint2 &d0,
+                             thread uint2 &d1) {
+    #pragma unroll
+    for (ushort i = 0; i < 4; ++i) {
+        w0[i] = *(device const uint2 *)(line0 + k + 32 * i);
+        w1[i] = *(device const uint2 *)(line1 + k + 32 * i);
+    }
+    d0 = *(device const uint2 *)(scales0 + k / 16);
+    d1 = *(device const uint2 *)(scales1 + k / 16);
+}
+
 // Rows `first` … + 16 of Q8_0 planes, columns k0 … k1 (multiples of 128): out [16][INT8_TOKENS].
 inline void int8_matrix_q8(device const uchar *w, ulong plane, uint first, uint rows, uint columns, uint k0, uint k1,
                            device const uint4 *bytes, device const float *scales, ushort lane, threadgroup float *out) {
@@ -249,32 +262,40 @@ inline void int8_matrix_q8(device const uchar *w, ulong plane, uint first, uint 
     const ulong row0 = min(first + g, rows - 1), row1 = min(first + g + 8u, rows - 1);
     float acc[4];
     for (ushort i = 0; i < 4; ++i) { acc[i] = 0.0f; }
+    device const uchar *line0 = w + row0 * columns + 8 * q, *line1 = w + row1 * columns + 8 * q;
+    device const uchar *scales0 = w + plane + row0 * columns / 16, *scales1 = w + plane + row1 * columns / 16;
+    uint2 w0[4];
+    uint2 w1[4];
+    uint2 d0;
+    uint2 d1;
+    int8_matrix_load(line0, line1, scales0, scales1, k0 < k1 ? k0 : 0u, w0, w1, d0, d1);
     #pragma unroll(1)
     for (uint k = k0; k < k1; k += 128) {
-        uint2 w0[4];
-        uint2 w1[4];
         uint4 x[4];
         float2 s[4];
-        const uint2 d0 = *(device const uint2 *)(w + plane + (row0 * columns + k) / 16);
-        const uint2 d1 = *(device const uint2 *)(w + plane + (row1 * columns + k) / 16);
-        #pragma unroll
-        for (ushort i = 0; i < 4; ++i) {
-            w0[i] = *(device const uint2 *)(w + row0 * columns + k + 32 * i + 8 * q);
-            w1[i] = *(device const uint2 *)(w + row1 * columns + k + 32 * i + 8 * q);
-        }
         #pragma unroll
         for (ushort i = 0; i < 4; ++i) {
             const uint b = k / 32 + i;
             x[i] = bytes[(b * INT8_TOKENS + g) * 4u + q];
             s[i] = *(device const float2 *)(scales + b * INT8_TOKENS + 2 * q);
         }
+        uint2 v0[4];
+        uint2 v1[4];
+        const uint2 e0 = d0, e1 = d1;
         #pragma unroll
         for (ushort i = 0; i < 4; ++i) {
-            const uint a[4] = {w0[i].x, w1[i].x, w0[i].y, w1[i].y};
+            v0[i] = w0[i];
+            v1[i] = w1[i];
+        }
+        // The next columns are under way while these are multiplied.
+        if (k + 128 < k1) { int8_matrix_load(line0, line1, scales0, scales1, k + 128, w0, w1, d0, d1); }
+        #pragma unroll
+        for (ushort i = 0; i < 4; ++i) {
+            const uint a[4] = {v0[i].x, v1[i].x, v0[i].y, v1[i].y};
             int high[4];
             int low[4];
             int8_matrix_step(a, x[i], high, low);
-            const uint two0 = i < 2 ? d0.x : d0.y, two1 = i < 2 ? d1.x : d1.y;
+            const uint two0 = i < 2 ? e0.x : e0.y, two1 = i < 2 ? e1.x : e1.y;
             const float f0 = float(as_type<half>(ushort(two0 >> (16 * (i & 1))))), f1 = float(as_type<half>(ushort(two1 >> (16 * (i & 1)))));
             acc[0] += float(high[0] * 256 + low[0]) * (f0 * s[i].x);
             acc[1] += float(high[1] * 256 + low[1]) * (f0 * s[i].y);

@@ -50,7 +50,10 @@ inline void wide_load(device const uchar *w, ulong plane, ulong row, uint column
 // Four signed magnitudes of IQ2_XXS plus 128, by nibbles as in int8.h.
 inline uint wide_select4(uint nibbles) {
 #ifdef MSL_CUDA
-    return __byte_perm(0x00ab9988u, 0x00556778u, nibbles);
+    // Not __byte_perm, which would clear the bits of the selector that are never set.
+    uint out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x00ab9988u), "r"(0x00556778u), "r"(nibbles));
+    return out;
 #else
     uint out = 0;
     for (ushort i = 0; i < 4; ++i) {
