@@ -24,6 +24,8 @@ ONE_LAYER = dimensions("tiny", ratios=(0,), hash_layers=1)
 
 EXACT_BOUND = 1e-5
 HALF_BOUND = 5e-3
+INTEGER_BOUND = 2e-4
+"""Activations of sixteen bits, weights as they are."""
 
 
 @pytest.fixture(autouse=True)
@@ -205,13 +207,26 @@ EVERY_TYPE = [Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q2_K, Type.Q3_K, T
 
 
 @pytest.mark.parametrize("kind", EVERY_TYPE, ids=lambda kind: kind.name)
-def test_weights_of_each_type_decode_as_numbers(kind: Type) -> None:
+def test_weights_of_each_type_decode_as_numbers(
+    kind: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYDS4_GPU_EXACT", "1")
     types = TensorTypes.uniform(kind)
     tokens = np.array(random_tokens(3, seed=1), np.int32)
     with _open(synthetic_path(ONE_LAYER, types)) as model:
         found = _logits(model, [tokens[:2], tokens[2:]])
     wanted = _reference(ONE_LAYER, types, tokens, memory=False)
     assert error(found, wanted) <= EXACT_BOUND
+
+
+@pytest.mark.parametrize("types", [MIX, TensorTypes.uniform(Type.Q8_0)], ids=["mix", "q8_0"])
+def test_few_tokens_as_integers_stay_within_sixteen_bits(types: TensorTypes) -> None:
+    tokens = np.array(random_tokens(6, seed=3), np.int32)
+    with _open(synthetic_path(ONE_LAYER, types)) as model:
+        # Five tokens at once, then one.
+        found = _logits(model, [tokens[:5], tokens[5:]])
+    wanted = _reference(ONE_LAYER, types, tokens, memory=False)
+    assert error(found, wanted) <= INTEGER_BOUND
 
 
 @pytest.mark.parametrize(

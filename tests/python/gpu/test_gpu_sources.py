@@ -42,7 +42,9 @@ def _lint(*files: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_kernels_are_plain_metal() -> None:
-    done = _lint(*sorted(KERNELS.glob("*.metal")), MSL / "accepted.metal")
+    # The others are for devices with memory of their own, which Metal's have not.
+    plain = [f for f in KERNELS.glob("*.metal") if not f.stem.endswith(("_int8", "_wide"))]
+    done = _lint(*sorted(plain), MSL / "accepted.metal")
     assert done.returncode == 0, done.stdout
 
 
@@ -94,7 +96,7 @@ def test_nvrtc_compiles_the_kernels_for_hopper(tmp_path: Path) -> None:
             str(gpu_emulator.SCRIPTS / "nvrtc.py"),
             str(GENERATED / "kernels.cu"),
             str(tmp_path / "kernels.cubin"),
-            "sm_90",
+            "sm_90a",
         ],
         env={**os.environ, "NVRTC": str(compiler)},
         capture_output=True,
