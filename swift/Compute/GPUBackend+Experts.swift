@@ -42,7 +42,7 @@ extension GPUBackend {
     private static let expertRows = 8
     /// Rows of a tile of the integer kernels: many where there are tiles enough for every multiprocessor.
     private static func int8Rows(_ rows: Int, times count: Int, least: Int) -> Int {
-        [64, 32, 16, 8].first { $0 >= least && rows % $0 == 0 && (rows / $0 * count >= 512 || $0 == least) } ?? least
+        [64, 32, 16, 8].first { $0 >= least && rows % $0 == 0 && (rows / $0 * count >= 1024 || $0 == least) } ?? least
     }
 
     private func fewTokens(_ call: ExpertsCall, _ arguments: gpu_experts) throws -> Tensor {

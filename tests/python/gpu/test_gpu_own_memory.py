@@ -22,6 +22,8 @@ REPACK = {
     Type.Q2_K: ("quant_repack_q2_k", 64),
     Type.IQ2_XXS: ("quant_repack_iq2_xxs", 64),
 }
+Planes = tuple[NDArray[np.uint8], int, NDArray[np.float64]]
+"""Weights as a device keeps them, the bytes before their scales, and as numbers."""
 INTEGERS = 6e-5
 """Of products with activations of sixteen bits, relative to the largest."""
 HALFS = 1e-3
@@ -45,9 +47,7 @@ def _run(
     assert not complaint
 
 
-def _planes(
-    kind: Type, rows: int, columns: int, seed: int
-) -> tuple[NDArray[np.uint8], int, NDArray[np.float64]]:
+def _planes(kind: Type, rows: int, columns: int, seed: int) -> Planes:
     """Random weights as a device keeps them, the bytes before their scales, and as numbers."""
     per_block, size = GGML_QUANT_SIZES[kind]
     count = rows * columns // per_block
@@ -127,8 +127,7 @@ def _glu(gate: NDArray[np.float64], up: NDArray[np.float64], limit: float) -> ND
     return result
 
 
-def _experts(hidden: int, inner: int, experts: int) -> list[tuple[NDArray[np.uint8], int,
-                                                                  NDArray[np.float64]]]:  # fmt: skip
+def _experts(hidden: int, inner: int, experts: int) -> list[Planes]:
     gate = _planes(Type.IQ2_XXS, experts * inner, hidden, 1)
     up = _planes(Type.IQ2_XXS, experts * inner, hidden, 2)
     down = _planes(Type.Q2_K, experts * hidden, inner, 3)
