@@ -7,6 +7,10 @@ void matmul_tile(const ck_tile *tile) {
         matmul_tile_float(tile);
         return;
     }
+    if (ck_is_exact()) {
+        matmul_tile_exact(tile);
+        return;
+    }
     switch (ck_isa()) {
 #if defined(__x86_64__)
     case CK_ISA_AVX512:

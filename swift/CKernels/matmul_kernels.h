@@ -77,6 +77,9 @@ void matmul_tile_avx512(const ck_tile *tile);
 void matmul_tile_neon(const ck_tile *tile);
 #endif
 
+/* Quantised weights and f32 activations, instead of the kernels above: matmul_exact.c. */
+void matmul_tile_exact(const ck_tile *tile);
+
 /* F32, F16 and BF16 weights. 16 lanes: lane l sums k ≡ l (mod 16) in ascending order by fused
  * multiply-adds, then the lanes are added by halves (16 → 8 → 4 → 2 → 1). */
 void matmul_tile_float(const ck_tile *tile);

@@ -9,7 +9,7 @@ typedef int8_t q32 __attribute__((vector_size(32)));
 #include "vector_isa.h"
 
 ck_acts_form ck_acts_form_of(int32_t type) {
-    if (type == CK_F32 || type == CK_F16 || type == CK_BF16)
+    if (type == CK_F32 || type == CK_F16 || type == CK_BF16 || ck_is_exact())
         return CK_ACTS_FLOATS;
     return type == CK_IQ2_XXS && ck_has_avx512_permute() ? CK_ACTS_INTERLEAVED : CK_ACTS_IN_ORDER;
 }

@@ -60,6 +60,9 @@ typedef struct {
     ck_single single; /* of NULLs where it is not wanted */
 } ck_acts;
 
+/* Whether PYDS4_CPU_EXACT asks for activations as they are, everywhere. */
+bool ck_is_exact(void);
+
 /* The form that weights of `type` need. */
 ck_acts_form ck_acts_form_of(int32_t type);
 
