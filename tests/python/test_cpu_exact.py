@@ -1,4 +1,4 @@
-"""PYDS4_CPU_EXACT=1: activations as they are, to compare with. Read once a process, hence another one."""
+"""PYDS4_CPU_EXACT=1: activations as they are. It is read once a process, hence another one."""
 
 from __future__ import annotations
 
