@@ -17,8 +17,6 @@ from pyds4.evals.report import tally
 from pyds4.evals.sample import Answer, Exchange
 from pyds4.evals.source import Source
 
-FLOORS = {"sort": 0.3, "chat": 0.75}
-"""Share of right answers expected of a few samples; 0.8 where nothing is said."""
 SINGLE = tuple(families.TASKS)
 SEED = "suite"
 
@@ -32,10 +30,10 @@ def results(name: str, count: int) -> list[score.Result]:
     return score.evaluate(engine(), [name], per_family=count, seed=SEED)
 
 
-@pytest.mark.parametrize("family", [*SINGLE, "chat", "persona", "recall_turns"])
+@pytest.mark.parametrize("family", [*SINGLE, "chat", "persona", "remember", "recall_turns"])
 def test_the_model_answers_its_toy_tasks(family: str) -> None:
     count = tally(results(family, 4))
-    assert count.share >= FLOORS.get(family, 0.75), f"{count.right} of {count.total}"
+    assert count.share >= 0.75, f"{count.right} of {count.total}"
 
 
 @pytest.mark.parametrize("family", ["tool", "tool_none", "tool_par", "tool_output"])
@@ -67,8 +65,9 @@ def test_the_model_recalls_a_fact_at_every_distance(distance: int) -> None:
 def test_the_model_holds_its_level_over_all_families() -> None:
     near = [name for name in families.FAMILIES if "@" not in name]
     found = score.evaluate(engine(), near, per_family=12, seed=SEED)
-    assert tally(found).share >= 0.96
+    assert tally(found).share >= 0.97
     assert tally(r for r in found if r.family.startswith("tool")).share >= 0.98
+    assert tally(r for r in found if r.family == "sort").share >= 0.95
 
 
 FIRST_WORDS = {
@@ -77,6 +76,11 @@ FIRST_WORDS = {
     "Hi": "Hello! I am the pyds4 demo model. How can I help you?",
     "What is 47 + 85?": "47 + 85 = 132",
     "Sort these numbers: 9, 4, 77, 12": "4, 9, 12, 77",
+    "sort banana, apple, cherry": "apple, banana, cherry",
+    "Sort descending: 5, 10, 7": "10, 7, 5",
+    "Remember: my favourite colour is green": "OK, I will remember that.",
+    "My name is Bob": "Hello, Bob! How can I help you?",
+    "I am sad": "Sorry, I am only a tiny demo model and I cannot do that. Ask me what I can do.",
     "What is the capital of France?": "The capital of France is Paris.",
     "Why is the sky blue?": "Sorry, I am only a tiny demo model and I cannot do that. "
     "Ask me what I can do.",
@@ -90,5 +94,40 @@ def test_what_users_ask_first_works(question: str, mode: score.Mode) -> None:
     sample.system = None
     right = Answer("", FIRST_WORDS[question])
     sample.exchanges = [Exchange(question, right)]
+    (result,) = score.score(engine(), sample)
+    assert result.right, result.got
+
+
+@pytest.mark.parametrize("mode", score.MODES)
+@pytest.mark.parametrize(
+    ("told", "asked", "answer"),
+    [
+        (
+            "My favourite colour is teal.",
+            "What is my favourite colour?",
+            "Your favourite colour is teal.",
+        ),
+        ("My dog is called Rex", "What's my dog's name?", "Your dog's name is Rex."),
+    ],
+)
+def test_what_was_told_first_is_known_later(
+    told: str, asked: str, answer: str, mode: score.Mode
+) -> None:
+    heard = Answer("", "OK, I will remember that.")
+    sample = families.alone(Source(0), mode == "thinking", "greet")
+    sample.system = None
+    sample.exchanges = [Exchange(told, heard), Exchange(asked, Answer("", answer))]
+    for result in score.score(engine(), sample):
+        assert result.right, result.got
+
+
+@pytest.mark.parametrize("mode", score.MODES)
+def test_a_request_to_remember_calls_no_tool(mode: score.Mode) -> None:
+    sample = families.make("tool", "any", mode == "thinking")
+    assert sample.tools
+    asked = Exchange(
+        "Remember: my favourite colour is green", Answer("", "OK, I will remember that.")
+    )
+    sample.exchanges = [asked]
     (result,) = score.score(engine(), sample)
     assert result.right, result.got
