@@ -108,7 +108,8 @@ public final class CUDADevice: GPUDevice {
             try driver.check(driver.moduleFunction(&function, modules[part], "msl_" + kernel.name), "kernel \(kernel.name)")
             if kernel.sharedByteCount > 0 {
                 let most: Int32 = 8  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                try driver.check(driver.functionAttribute(function, most, Int32(kernel.sharedByteCount)), "kernel \(kernel.name)")
+                try driver.check(driver.functionAttribute(function, most, Int32(kernel.sharedByteCount)),
+                                 "kernel \(kernel.name)")
             }
             return function
         }

@@ -55,8 +55,10 @@ extension GPUBackend {
             && call.gate.count * call.gate.rows * call.gate.rowByteCount < 1 << 32
         let isDown = integers && arguments.down_type == UInt32(GPU_Q2_K_PLANES)
             && arguments.shared_type == UInt32(GPU_Q8_0_PLANES)
-        let gateRows = isGate ? Self.int8Rows(call.gate.rows, times: assignments, least: call.gate.rows % 32 == 0 ? 32 : 8) : Self.expertRows
-        let downRows = isDown ? Self.int8Rows(call.down.rows, times: n, least: call.down.rows % 16 == 0 ? 16 : 8) : Self.expertRows
+        let gateRows = isGate
+            ? Self.int8Rows(call.gate.rows, times: assignments, least: call.gate.rows % 32 == 0 ? 32 : 8) : Self.expertRows
+        let downRows = isDown
+            ? Self.int8Rows(call.down.rows, times: n, least: call.down.rows % 16 == 0 ? 16 : 8) : Self.expertRows
         var gateArguments = arguments, downArguments = arguments
         gateArguments.tile = UInt32(gateRows)
         downArguments.tile = UInt32(downRows)

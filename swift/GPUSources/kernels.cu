@@ -251,28 +251,33 @@ namespace precise { MSL_UM } namespace fast { MSL_UM }
 
 using namespace metal;
 #line 1 "attention.metal"
-// attention.metal — attention with one shared key = value row a position, a sliding window, compressed
-// rows and a sink (report §2.3).
+// attention.metal — attention of a few tokens, with one shared key = value row a position, a sliding window,
+// compressed rows and a sink (report §2.3).
 //
 //   attention_split   one share of a token's rows for ATT_HEADS heads  -> parts [splits, n, heads, dim], and
 //                                                                          sums [splits, n, heads] of (log2 of what
 //                                                                          the weights are relative to, sum)
 //   attention_merge   the shares, the sink, the inverse rotation       -> out [n, heads, dim]; and the last rows
 //                                                                          of the call into their slots of the ring
-//   attention_tiles   all of it for prompts, heads of 512, but the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
 // the selected ones, or the first (p + 1) / ratio. Ring and pages are those of its line of `sessions`.
 //
-// FP8 rows of 512 values go through the matrix units in both. A row's 448 plain values are exact in half; split
-// takes queries, weights of rows and rotated values as two halfs each, so that 22 bits of them count, tiles
-// rounds them to half. Split multiplies rows of other formats one by one, in f32.
+// FP8 rows of 512 values go through the matrix units. A row's 448 plain values are exact in half; queries, weights
+// of rows and rotated values are two halfs each, so that 22 bits of them count. Rows of other formats are
+// multiplied one by one, in f32.
 //
 // Grid       split: x shares, y groups of heads, z tokens (each at most 65535); merge: x heads, y tokens from
-//            p.first, z pieces of MERGE_VALUES values; tiles: x groups of TILES_HEADS heads, y tokens
-// Precision  f32; tiles: queries, rows and weights of rows rounded to half, sums f32
+//            p.first, z pieces of MERGE_VALUES values
+// Precision  f32
 // CPU twin   CKernels/attention.c
 // Origin     ours
+
+#line 1 "attention.h"
+// attention.h — the rows that a token attends to, and how they reach the matrix units: for attention.metal
+// and attention_prompt.metal.
+#ifndef PYDS4_ATTENTION_H
+#define PYDS4_ATTENTION_H
 
 #line 1 "kv_rows.h"
 // kv_rows.h — rows of attention memory in the model's own formats (drawn in CKernels/include/ckernels.h).
@@ -756,7 +761,7 @@ msl_inline void kv_encode(msl_constant gpu_row_format &f, float2 v, msl_threadgr
 
 #endif
 
-#line 25 "attention.metal"
+#line 7 "attention.h"
 #line 1 "tile.h"
 // tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
 // simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
@@ -764,6 +769,9 @@ msl_inline void kv_encode(msl_constant gpu_row_format &f, float2 v, msl_threadgr
 //
 // A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
 // memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
+//
+// What a lane has of C: rows tile_row and that + 8, of each four columns. tile_add_positive weighs what is
+// above zero of these, and tile_across sums what the lanes of a row have. tile_join: c = c + d.
 #ifndef TILE_H
 #define TILE_H
 
@@ -818,6 +826,22 @@ msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint 
         *(msl_threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
     }
 }
+msl_inline void tile_join(msl_thread tile_c &c, msl_thread tile_c &d) {
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
+}
+msl_inline void tile_add_positive(msl_thread tile_c &c, msl_threadgroup const float *w, msl_thread float *sum, ushort lane) {
+    const ushort x = (lane & 3) * 2;
+    const float2 a = *(msl_threadgroup const float2 *)(w + x), b = *(msl_threadgroup const float2 *)(w + x + 8);
+    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
+    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
+}
+msl_inline ushort tile_row(ushort lane) { return lane >> 2; }
+msl_inline bool tile_is_first(ushort lane) { return (lane & 3) == 0; }
+msl_inline float tile_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 2);
+}
 #else
 struct tile_a { simdgroup_half8x8 m[2][2]; };
 struct tile_b { simdgroup_half8x8 m[2][2]; };
@@ -857,10 +881,28 @@ msl_inline void tile_mma(msl_thread tile_c &c, msl_thread tile_a &a, msl_thread 
 msl_inline void tile_stage(msl_thread tile_c &c, msl_threadgroup float *p, uint ld, ushort lane) {
     for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
 }
+msl_inline void tile_join(msl_thread tile_c &c, msl_thread tile_c &d) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
+        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
+    }
+}
+msl_inline void tile_add_positive(msl_thread tile_c &c, msl_threadgroup const float *w, msl_thread float *sum, ushort lane) {
+    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
+                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
+    }
+}
+msl_inline ushort tile_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+msl_inline bool tile_is_first(ushort lane) { return (lane & 9) == 0; }
+msl_inline float tile_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 8);
+}
 #endif
 #endif
 
-#line 26 "attention.metal"
+#line 8 "attention.h"
 using namespace metal;
 
 #define ATT_LOG2E 1.44269504f
@@ -995,20 +1037,10 @@ msl_inline float att_fade(msl_thread float &top, float most) {
     top = most > top + ATT_SLACK ? most : top;
     return fade;
 }
-
-// c = c + d.
-#ifdef MSL_TILE_MMA
-msl_inline void att_join(msl_thread tile_c &c, msl_thread tile_c &d) {
-    #pragma unroll
-    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
-}
-#else
-msl_inline void att_join(msl_thread tile_c &c, msl_thread tile_c &d) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
-        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
-    }
-}
 #endif
+
+#line 24 "attention.metal"
+using namespace metal;
 
 // ---------------------------------------------------------------- a share of the rows
 
@@ -1100,7 +1132,7 @@ msl_inline void split_tiles(msl_device const float *q, msl_thread att_list &l, m
                 tile_mma(score_low, query[k], key);
             }
         }
-        att_join(score, score_low);
+        tile_join(score, score_low);
         tile_stage(score, partial + sg * 256, ATT_TILE, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         // Head tid / 16, row tid % 16.
@@ -1298,7 +1330,94 @@ MSL_KERNEL void attention_split(msl_device const float * q, msl_device const uch
     }
 }
 
-// ---------------------------------------------------------------- prompts
+// ---------------------------------------------------------------- shares together
+
+#define MERGE_THREADS 128
+#define MERGE_SIMDGROUPS (MERGE_THREADS / 32)
+#define MERGE_VALUES 128
+#define ATT_MOST_SPLITS 32
+
+// A lane has four values, a simdgroup every fourth share. p.splits = 0: only the ring is written.
+[[max_total_threads_per_threadgroup(MERGE_THREADS)]]
+MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, msl_constant gpu_attention & p, uint3 tg, ushort tid, ushort sg, ushort lane)
+
+
+
+
+
+
+
+
+
+
+
+
+{
+    threadgroup_decl float4 shares[MERGE_SIMDGROUPS * 32];
+    const uint head = tg.x, token = p.first + tg.y;
+    if (p.splits != 0u) {
+        const uint dim = p.format.dim, quad = tg.z * (MERGE_VALUES / 4) + lane;
+        const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
+        const bool is_there = quad < dim / 4;
+        // Everything is on its way before anything is used.
+        float4 v[ATT_MOST_SPLITS / MERGE_SIMDGROUPS];
+        #pragma unroll
+        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
+            const uint s = sg + MERGE_SIMDGROUPS * j;
+            v[j] = float4(0.0f);
+            if (s < p.splits && is_there) { v[j] = ((msl_device const float4 *)(parts + (place + s * step) * dim))[quad]; }
+        }
+        float2 part = float2(ATT_NONE, 0.0f);
+        if (lane < p.splits) { part = sums[place + lane * step]; }
+        const float sink = sinks[head] * ATT_LOG2E, most = max(sink, simd_max(part.x));
+        // A share of no rows has no values either.
+        const float fade = part.y > 0.0f ? exp2(part.x - most) : 0.0f;
+        const float inverse = 1.0f / (exp2(sink - most) + simd_sum(part.y * fade));
+        float4 sum = float4(0.0f);
+        #pragma unroll
+        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
+            const float f = simd_shuffle(fade, ushort(sg + MERGE_SIMDGROUPS * j));
+            if (f > 0.0f) { sum = sum + v[j] * f; }
+        }
+        shares[tid] = sum;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (sg == 0 && is_there) {
+            sum = (shares[lane] + shares[32 + lane] + shares[64 + lane] + shares[96 + lane]) * inverse;
+            const uint plain = (dim - p.format.rope) / 2, pair = 2 * quad;
+            msl_device const float2 *turns = table + ulong(token) * (p.format.rope / 2);
+            if (pair >= plain) {
+                const float2 turn = turns[pair - plain];
+                sum.xy = float2(sum.x * turn.x + sum.y * turn.y, sum.y * turn.x - sum.x * turn.y);
+            }
+            if (pair + 1 >= plain) {
+                const float2 turn = turns[pair + 1 - plain];
+                sum.zw = float2(sum.z * turn.x + sum.w * turn.y, sum.w * turn.x - sum.z * turn.y);
+            }
+            ((msl_device float4 *)(out + place * dim))[quad] = sum;
+        }
+    }
+    if (head == 0 && tg.z == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
+        const uint slot = uint(positions[token]) % p.window;
+        msl_device const uint *from = (msl_device const uint *)(rows_here + ulong(token) * p.format.bytes);
+        msl_device uint *to = (msl_device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
+        for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
+    }
+}
+
+#line 1 "attention_prompt.metal"
+// attention_prompt.metal — attention over prompts, heads of 512 and FP8 or f32 rows (see attention.metal).
+//
+//   attention_tiles   q, rows, sink, the inverse rotation   -> out [n, heads, dim]; the ring is attention_merge's
+//
+// All heads of a token at once: rows are brought and decoded once for them.
+//
+// Grid       x groups of TILES_HEADS heads, y tokens
+// Precision  queries, rows and weights of rows rounded to half, sums f32
+// CPU twin   CKernels/attention.c
+// Origin     ours
+
+#line 13 "attention_prompt.metal"
+using namespace metal;
 
 #define TILES_HEADS 64
 
@@ -1511,80 +1630,6 @@ MSL_KERNEL void attention_tiles(msl_device const float * q, msl_device const uch
     } else {
         tiles_attend<false>(q, l, p, tg.x * TILES_HEADS, sinks, table, out, (msl_threadgroup half *)rows,
                             (msl_threadgroup float *)partial, (msl_threadgroup half *)weights, fades, tid, sg, lane);
-    }
-}
-
-// ---------------------------------------------------------------- shares together
-
-#define MERGE_THREADS 128
-#define MERGE_SIMDGROUPS (MERGE_THREADS / 32)
-#define MERGE_VALUES 128
-#define ATT_MOST_SPLITS 32
-
-// A lane has four values, a simdgroup every fourth share. p.splits = 0: only the ring is written.
-[[max_total_threads_per_threadgroup(MERGE_THREADS)]]
-MSL_KERNEL void attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, msl_constant gpu_attention & p, uint3 tg, ushort tid, ushort sg, ushort lane)
-
-
-
-
-
-
-
-
-
-
-
-
-{
-    threadgroup_decl float4 shares[MERGE_SIMDGROUPS * 32];
-    const uint head = tg.x, token = p.first + tg.y;
-    if (p.splits != 0u) {
-        const uint dim = p.format.dim, quad = tg.z * (MERGE_VALUES / 4) + lane;
-        const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
-        const bool is_there = quad < dim / 4;
-        // Everything is on its way before anything is used.
-        float4 v[ATT_MOST_SPLITS / MERGE_SIMDGROUPS];
-        #pragma unroll
-        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
-            const uint s = sg + MERGE_SIMDGROUPS * j;
-            v[j] = float4(0.0f);
-            if (s < p.splits && is_there) { v[j] = ((msl_device const float4 *)(parts + (place + s * step) * dim))[quad]; }
-        }
-        float2 part = float2(ATT_NONE, 0.0f);
-        if (lane < p.splits) { part = sums[place + lane * step]; }
-        const float sink = sinks[head] * ATT_LOG2E, most = max(sink, simd_max(part.x));
-        // A share of no rows has no values either.
-        const float fade = part.y > 0.0f ? exp2(part.x - most) : 0.0f;
-        const float inverse = 1.0f / (exp2(sink - most) + simd_sum(part.y * fade));
-        float4 sum = float4(0.0f);
-        #pragma unroll
-        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
-            const float f = simd_shuffle(fade, ushort(sg + MERGE_SIMDGROUPS * j));
-            if (f > 0.0f) { sum = sum + v[j] * f; }
-        }
-        shares[tid] = sum;
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (sg == 0 && is_there) {
-            sum = (shares[lane] + shares[32 + lane] + shares[64 + lane] + shares[96 + lane]) * inverse;
-            const uint plain = (dim - p.format.rope) / 2, pair = 2 * quad;
-            msl_device const float2 *turns = table + ulong(token) * (p.format.rope / 2);
-            if (pair >= plain) {
-                const float2 turn = turns[pair - plain];
-                sum.xy = float2(sum.x * turn.x + sum.y * turn.y, sum.y * turn.x - sum.x * turn.y);
-            }
-            if (pair + 1 >= plain) {
-                const float2 turn = turns[pair + 1 - plain];
-                sum.zw = float2(sum.z * turn.x + sum.w * turn.y, sum.w * turn.x - sum.z * turn.y);
-            }
-            ((msl_device float4 *)(out + place * dim))[quad] = sum;
-        }
-    }
-    if (head == 0 && tg.z == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
-        const uint slot = uint(positions[token]) % p.window;
-        msl_device const uint *from = (msl_device const uint *)(rows_here + ulong(token) * p.format.bytes);
-        msl_device uint *to = (msl_device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
-        for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
     }
 }
 
@@ -2761,7 +2806,9 @@ msl_inline int int8_dot_high(uint w, uint x, int sum) {
     asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x));
     return sum;
 #else
-    for (ushort i = 0; i < 4; ++i) { sum += int(as_type<char>(uchar(w >> (8 * i)))) * int(as_type<char>(uchar(x >> (8 * i)))); }
+    for (ushort i = 0; i < 4; ++i) {
+        sum += int(as_type<char>(uchar(w >> (8 * i)))) * int(as_type<char>(uchar(x >> (8 * i))));
+    }
     return sum;
 #endif
 }
@@ -3159,7 +3206,8 @@ msl_inline void experts_int8_routed(msl_device const uchar *w, ulong plane, ulon
                         hi = int8_dot_high(two, a.high[4 * s + c], hi);
                         lo = int8_dot_low(two, a.low[4 * s + c], lo);
                     }
-                    const uint sub = ((s < 2 ? now.scales[i].x : now.scales[i].y) >> (16u * (s & 1) + 8u * (lane & 1))) & 255u;
+                    const uint four = s < 2 ? now.scales[i].x : now.scales[i].y;
+                    const uint sub = (four >> (16u * (s & 1) + 8u * (lane & 1))) & 255u;
                     sum += int(sub & 15u) * (hi * 256 + lo);
                     least += int(sub >> 4) * a.sums[s];
                 }
@@ -3836,27 +3884,25 @@ MSL_KERNEL void hc_leave_mix(msl_device const float * y, msl_device const float 
 }
 
 #line 1 "indexer.metal"
-// indexer.metal — which compressed rows a token attends to (report §2.3.1).
+// indexer.metal — how much a token wants of each compressed row (report §2.3.1).
 //
 //   indexer_score   q [n, heads, dim], w [n, heads], sessions  -> scores [n, stride]
-//   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
-// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
-// the `top` highest stay (ties: the lower row). A token that sees no more than `top` rows keeps them
-// all: its scores are not written.
+// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows.
+// A token that sees no more than `top` rows keeps them all: its scores are not written.
 //
 // Rows kept as FP4 go through the matrix units and lose nothing there: a code times a power of two is
 // exact in half when a row's (and a query head's) powers are counted from the highest of them, which is
 // put back in f32. Rows of other formats are multiplied one by one.
 //
 // Grid       score: x blocks of INDEX_ROWS rows (many tokens: INDEX_MANY_ROWS; not FP4: INDEX_PLAIN_ROWS),
-//            y tokens (many: groups of p.tokens); top-k: tokens
+//            y tokens (many: groups of p.tokens)
 // Precision  f32; products of FP4 rows with queries that were rounded to FP4 are exact
 // CPU twin   CKernels/indexer.c
 // Origin     ours
 
-#line 21 "indexer.metal"
-#line 22 "indexer.metal"
+#line 19 "indexer.metal"
+#line 20 "indexer.metal"
 using namespace metal;
 
 #define INDEX_THREADS 256
@@ -3871,46 +3917,6 @@ using namespace metal;
 #define INDEX_PLAIN_ROWS 64
 #define INDEX_PLAIN_HEADS 16
 #define INDEX_MEMORY ((INDEX_HEADS + INDEX_ROWS) * INDEX_LD / 8)  // uint4: the largest need of the three
-
-// What a lane has of a tile_c: rows index_row and that + 8, of each four columns; index_add weighs these and
-// index_across sums what the lanes of a row have. index_join: c = c + d.
-#ifdef MSL_TILE_MMA
-msl_inline void index_join(msl_thread tile_c &c, msl_thread tile_c &d) {
-    #pragma unroll
-    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
-}
-msl_inline void index_add(msl_thread tile_c &c, msl_threadgroup const float *w, msl_thread float *sum, ushort lane) {
-    const ushort x = (lane & 3) * 2;
-    const float2 a = *(msl_threadgroup const float2 *)(w + x), b = *(msl_threadgroup const float2 *)(w + x + 8);
-    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
-    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
-}
-msl_inline ushort index_row(ushort lane) { return lane >> 2; }
-msl_inline bool index_is_first(ushort lane) { return (lane & 3) == 0; }
-msl_inline float index_across(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 2);
-}
-#else
-msl_inline void index_join(msl_thread tile_c &c, msl_thread tile_c &d) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
-        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
-    }
-}
-msl_inline void index_add(msl_thread tile_c &c, msl_threadgroup const float *w, msl_thread float *sum, ushort lane) {
-    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
-        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
-                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
-    }
-}
-msl_inline ushort index_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
-msl_inline bool index_is_first(ushort lane) { return (lane & 9) == 0; }
-msl_inline float index_across(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 8);
-}
-#endif
 
 msl_inline uint index_most(uint scales) {
     return max(max(scales & 255u, scales >> 8 & 255u), max(scales >> 16 & 255u, scales >> 24));
@@ -4002,14 +4008,14 @@ msl_inline void index_few(msl_device const float *q, msl_device const float *w, 
             // Two sums, so that products need not wait for each other.
             tile_mma(c[k & 1], key, query);
         }
-        index_join(c[0], c[1]);
-        index_add(c[0], weights + sg % 4 * 16, sum, lane);
+        tile_join(c[0], c[1]);
+        tile_add_positive(c[0], weights + sg % 4 * 16, sum, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    sum[0] = index_across(sum[0]);
-    sum[1] = index_across(sum[1]);
-    if (index_is_first(lane)) {
-        msl_threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + index_row(lane);
+    sum[0] = tile_across(sum[0]);
+    sum[1] = tile_across(sum[1]);
+    if (tile_is_first(lane)) {
+        msl_threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + tile_row(lane);
         to[0] = sum[0];
         to[8] = sum[1];
     }
@@ -4123,15 +4129,15 @@ msl_inline void index_many(msl_device const float *q, msl_device const float *w,
                     tile_mma(c[0], keys[0][k], query);
                     tile_mma(c[1], keys[1][k], query);
                 }
-                index_add(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
-                index_add(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
+                tile_add_positive(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
+                tile_add_positive(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
             }
             if (is_last) {
                 #pragma unroll
                 for (ushort i = 0; i < 4; ++i) {
-                    const float score = index_across(sum[i / 2][i & 1]);
-                    const uint at = 8 * i + index_row(lane);
-                    if (index_is_first(lane) && row + at < in_sight) {
+                    const float score = tile_across(sum[i / 2][i & 1]);
+                    const uint at = 8 * i + tile_row(lane);
+                    if (tile_is_first(lane) && row + at < in_sight) {
                         scores[ulong(token) * p.stride + row + at] = score * powers[sg * 32 + at];
                     }
                     sum[i / 2][i & 1] = 0.0f;
@@ -4218,6 +4224,20 @@ MSL_KERNEL void indexer_score(msl_device const float * q, msl_device const float
         index_plain(q, w, pages, position, scores, p, memory, tg.x, tid);
     }
 }
+
+#line 1 "indexer_top.metal"
+// indexer_top.metal — which compressed rows a token attends to (report §2.3.1).
+//
+//   indexer_top_k   scores [n, stride]   -> selected [n, top], ascending; counts [n]
+//
+// The `top` highest stay (ties: the lower row). A token that sees no more than `top` rows keeps them all.
+//
+// Grid       tokens
+// CPU twin   CKernels/indexer_top.c
+// Origin     ours
+
+#line 12 "indexer_top.metal"
+using namespace metal;
 
 #define TOP_THREADS 1024
 #define TOP_MINE 8  // consecutive scores of a thread
@@ -4492,6 +4512,30 @@ MSL_KERNEL void kv_index_queries(msl_device float * q, msl_device const float2 *
 
 #line 18 "matmul.metal"
 #line 19 "matmul.metal"
+#line 1 "jobs.h"
+// jobs.h — launches that multiply several matrices.
+#ifndef PYDS4_JOBS_H
+#define PYDS4_JOBS_H
+
+#line 6 "jobs.h"
+using namespace metal;
+
+// Which job a row tile belongs to.
+msl_inline uint matvec_find(msl_constant gpu_matvec &p, uint tile) {
+    uint j = 0;
+    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
+    return j;
+}
+
+msl_inline msl_device const uchar *matvec_weights(uint j, msl_device const uchar *w0, msl_device const uchar *w1,
+                                          msl_device const uchar *w2, msl_device const uchar *w3, msl_device const uchar *w4,
+                                          msl_device const uchar *w5, msl_device const uchar *w6, msl_device const uchar *w7) {
+    return j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
+                  : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+}
+#endif
+
+#line 20 "matmul.metal"
 using namespace metal;
 
 #define MATVEC_SIMDGROUPS 4
@@ -4559,20 +4603,6 @@ msl_inline void matvec_job(msl_device const uchar *w, msl_constant gpu_matrix_jo
             }
         }
     }
-}
-
-// Which job a row tile belongs to.
-msl_inline uint matvec_find(msl_constant gpu_matvec &p, uint tile) {
-    uint j = 0;
-    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
-    return j;
-}
-
-msl_inline msl_device const uchar *matvec_weights(uint j, msl_device const uchar *w0, msl_device const uchar *w1,
-                                          msl_device const uchar *w2, msl_device const uchar *w3, msl_device const uchar *w4,
-                                          msl_device const uchar *w5, msl_device const uchar *w6, msl_device const uchar *w7) {
-    return j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                  : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
 }
 
 [[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
@@ -4754,7 +4784,8 @@ msl_inline void tile_put16(msl_threadgroup half *to, msl_thread const float *v) 
 // half of a 32-wide piece of one row of x and of two rows of w. `base`: rows of w before the first.
 template <uint T>
 msl_inline void tile_product(msl_device const uchar *w, ulong plane, ulong base, uint row, uint rows, uint columns,
-                         msl_device const float *source, msl_threadgroup uint4 *memory, msl_threadgroup const uint2 *grid, msl_device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
+                         msl_device const float *source, msl_threadgroup uint4 *memory, msl_threadgroup const uint2 *grid,
+                         msl_device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
     msl_threadgroup half *slabs = (msl_threadgroup half *)memory;
     const ushort wm = (sg / 2) * 32, wn = (sg % 2) * 64;
     tile_c acc[2][4];
@@ -5063,7 +5094,8 @@ struct wide_weights {
 
 // Fetches a stage: 64 columns of `tokens` tokens, the last of which stands in for those behind it.
 template <ushort N>
-msl_inline void wide_fetch(msl_device const uint4 *x, uint stride, uint first, uint tokens, uint k, msl_threadgroup uint4 *stage, ushort tid) {
+msl_inline void wide_fetch(msl_device const uint4 *x, uint stride, uint first, uint tokens, uint k, msl_threadgroup uint4 *stage,
+                       ushort tid) {
     #pragma unroll
     for (uint i = 0; i < N * 8u / WIDE_THREADS; ++i) {
         const uint at = i * WIDE_THREADS + tid, unit = at / N, token = at % N;
@@ -5074,8 +5106,8 @@ msl_inline void wide_fetch(msl_device const uint4 *x, uint stride, uint first, u
 // acc[set][N / 2] of one team, as mma leaves them: acc[4·j + c] is row lane / 4 + 8·(c / 2), token
 // 8·j + 2·(lane % 4) + c % 2. `x`: the first column's units. All threads of the threadgroup must call.
 template <uint T, ushort SETS, ushort N>
-msl_inline void wide_product(msl_thread const wide_weights<SETS> &weights, msl_device const uint4 *x, uint stride, uint first, uint tokens,
-                         msl_threadgroup uint4 *ring, msl_threadgroup const uchar *table, ushort tid, ushort sg, ushort lane,
+msl_inline void wide_product(msl_thread const wide_weights<SETS> &weights, msl_device const uint4 *x, uint stride, uint first,
+                         uint tokens, msl_threadgroup uint4 *ring, msl_threadgroup const uchar *table, ushort tid, ushort sg, ushort lane,
                          msl_thread float (&acc)[SETS][N / 2]) {
     const uint steps = weights.columns / WIDE_K, size = N * 8u;
     #pragma unroll
@@ -5142,6 +5174,7 @@ msl_inline void wide_product(msl_thread const wide_weights<SETS> &weights, msl_d
 
 #line 16 "matmul_wide.metal"
 #line 17 "matmul_wide.metal"
+#line 18 "matmul_wide.metal"
 using namespace metal;
 
 #define MSL_BLOCKS_matmul_wide 2
@@ -5175,8 +5208,8 @@ MSL_KERNEL void half_pack(msl_device const float * x, msl_device const uint * or
 }
 
 template <uint T>
-msl_inline void wide_job(msl_device const uchar *w, msl_constant gpu_matrix_job &job, uint row, msl_device const uint4 *x, uint stride, uint first,
-                     uint n, msl_device float *y, msl_threadgroup uint4 *ring, ushort tid, ushort sg, ushort lane) {
+msl_inline void wide_job(msl_device const uchar *w, msl_constant gpu_matrix_job &job, uint row, msl_device const uint4 *x, uint stride,
+                     uint first, uint n, msl_device float *y, msl_threadgroup uint4 *ring, ushort tid, ushort sg, ushort lane) {
     wide_weights<1> weights;
     weights.w[0] = w;
     // A team past the last row repeats it; nothing is written.
@@ -5220,10 +5253,8 @@ MSL_KERNEL void matmul_wide(msl_device const uchar * w0, msl_device const uchar 
 #else
     threadgroup_decl uint4 ring[WIDE_STAGES * WIDE_TOKENS * 8];
 #endif
-    uint j = 0;
-    while (j + 1u < p.jobs && tg.x >= p.job[j + 1u].first_tile) { j += 1u; }
-    msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint j = matvec_find(p, tg.x);
+    msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint row = (tg.x - p.job[j].first_tile) * WIDE_ROWS, first = tg.y * WIDE_TOKENS;
     const uint n = min(p.n - first, uint(WIDE_TOKENS));
     if (p.job[j].type == GPU_F16) {
@@ -5271,8 +5302,8 @@ MSL_KERNEL void experts_gate_up_wide(msl_device const uchar * gate, msl_device c
     both.plane = p.plane;
     both.columns = p.columns;
     float acc[2][WIDE_PLACES / 2];
-    wide_product<GPU_IQ2_XXS_PLANES, 2, WIDE_PLACES>(both, x, p.stride, tile.y, tile.z, ring, (msl_threadgroup const uchar *)table,
-                                                    tid, sg, lane, acc);
+    wide_product<GPU_IQ2_XXS_PLANES, 2, WIDE_PLACES>(both, x, p.stride, tile.y, tile.z, ring,
+                                                     (msl_threadgroup const uchar *)table, tid, sg, lane, acc);
     // Packed as the next product wants it: these 64 rows are 64 of its columns.
     threadgroup_barrier(mem_flags::mem_threadgroup);
     msl_threadgroup half *packed = (msl_threadgroup half *)(ring + (sg / 4) * (8 * WIDE_PLACES));
@@ -5323,8 +5354,8 @@ MSL_KERNEL void experts_down_wide(msl_device const uchar * down, msl_device cons
     both.plane = p.plane;
     both.columns = p.columns;
     float acc[2][WIDE_PLACES / 2];
-    wide_product<GPU_Q2_K_PLANES, 2, WIDE_PLACES>(both, h, p.stride, tile.y, tile.z, ring, (msl_threadgroup const uchar *)0, tid, sg,
-                                                 lane, acc);
+    wide_product<GPU_Q2_K_PLANES, 2, WIDE_PLACES>(both, h, p.stride, tile.y, tile.z, ring,
+                                                  (msl_threadgroup const uchar *)0, tid, sg, lane, acc);
     #pragma unroll
     for (ushort s = 0; s < 2; ++s) {
         const uint mine = tg.x * 2u * WIDE_ROWS + 128u * (sg / 4) + 64u * s + 16u * (sg & 3) + lane / 4;
@@ -5340,27 +5371,24 @@ MSL_KERNEL void experts_down_wide(msl_device const uchar * down, msl_device cons
 }
 
 #line 1 "matvec_int8.metal"
-// matvec_int8.metal — matrices × a few tokens, their activations as 16-bit integers.
+// matvec_int8.metal — matrices × one token, its activations as 16-bit integers.
 //
-//   matvec_int8        up to 8 matrices of Q8_0 planes, F16 or F32 × one token   -> y [rows] each
-//   int8_pack          x [n, columns], 2 to 8 tokens                             -> bytes, scales
-//   matvec_int8_many   those matrices × those tokens                             -> y [n, rows] each
+//   matvec_int8   up to 8 matrices of Q8_0 planes, F16 or F32 -> y [rows] each
 //
 // A threadgroup makes integers of x, then a simdgroup keeps a slice of 1,024 in registers, 32 a lane, and
-// lets rows pass by, four at a time. The simdgroups of a threadgroup share the slices of one row, and what slices are left, rows.
-// For F16 and F32 the slice stays f32. Several tokens share the matrix units' steps.
+// lets rows pass by, four at a time. The simdgroups of a threadgroup share the slices of one row, and what
+// slices are left, rows. For F16 and F32 the slice stays f32.
 //
 // Grid       x row tiles over all jobs (first_tile, tile_rows)
 // Arguments  gpu_matvec in kernel_args.h
 // CPU twin   CKernels/matmul.c
 // Origin     ours
 
-#line 17 "matvec_int8.metal"
+#line 15 "matvec_int8.metal"
+#line 16 "matvec_int8.metal"
 using namespace metal;
 
-#define MSL_BLOCKS_matvec_int8_many 2
 #define MSL_BLOCKS_matvec_int8 3  // threadgroups on a multiprocessor at once (CUDA)
-
 #define INT8_SIMDGROUPS (INT8_THREADS / 32)
 #define INT8_SLICE 1024u
 #define INT8_MOST_PARTS 256  // slices · rows of a tile
@@ -5429,7 +5457,8 @@ msl_inline void int8_rows_float(msl_device const uchar *w, uint row, uint rows, 
 
 // All rows of this simdgroup: first_row … first_row + count, counted in the matrix; parts in `out`.
 msl_inline void int8_job_q8(msl_device const uchar *w, msl_constant gpu_matrix_job &job, msl_device const float *x, uint first_row,
-                        uint count, uint slice, msl_threadgroup int8_x &memory, ushort tid, ushort lane, msl_threadgroup float *out) {
+                        uint count, uint slice, msl_threadgroup int8_x &memory, ushort tid, ushort lane,
+                        msl_threadgroup float *out) {
     const uint columns = job.columns, least = job.slices * INT8_SLICE;
     for (uint base = 0; base < columns; base += INT8_COLUMNS) {
         const uint k0 = base + slice * INT8_SLICE;
@@ -5488,13 +5517,6 @@ msl_inline void int8_job_float(msl_device const uchar *w, msl_constant gpu_matri
     }
 }
 
-// Which job a tile belongs to, and its weights.
-msl_inline uint int8_find(msl_constant gpu_matvec &p, uint tile) {
-    uint j = 0;
-    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
-    return j;
-}
-
 [[max_total_threads_per_threadgroup(INT8_SIMDGROUPS * 32)]]
 MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device float * y, msl_constant gpu_matvec & p, uint tg, ushort tid, ushort sg, ushort lane)
 
@@ -5514,9 +5536,8 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
 {
     threadgroup_decl float parts[INT8_MOST_PARTS];
     threadgroup_decl int8_x memory;
-    const uint j = int8_find(p, tg);
-    msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint j = matvec_find(p, tg);
+    msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint rows = p.job[j].tile_rows, slices = p.job[j].slices, row = (tg - p.job[j].first_tile) * rows;
     const uint slice = sg % slices, count = rows * slices / INT8_SIMDGROUPS, first = sg / slices * count;
     msl_threadgroup float *out = parts + slice * rows + first;
@@ -5535,11 +5556,26 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
     }
 }
 
-// ---------------------------------------------------------------- several tokens, on the matrix units
+#line 1 "matvec_many_int8.metal"
+// matvec_many_int8.metal — matrices × 2 to 8 tokens, their activations as 16-bit integers.
 //
-// A simdgroup multiplies 16 rows by a slice of the columns of all tokens, 32 columns at a time: the bytes of
-// the weights are the matrix units' operand as they lie. Sums of 32 products are exact integers.
+//   int8_pack          x [n, columns]                                            -> bytes, scales
+//   matvec_int8_many   up to 8 matrices of Q8_0 planes, F16 or F32 × those tokens   -> y [n, rows] each
+//
+// A simdgroup multiplies 16 rows by a slice of the columns of all tokens on the matrix units, 32 columns at a
+// time: the bytes of the weights are the units' operand as they lie. Sums of 32 products are exact integers.
+//
+// Grid       pack: columns / 128; matvec: x row tiles over all jobs (first_tile, tile_rows)
+// Arguments  gpu_pack, gpu_matvec in kernel_args.h
+// CPU twin   CKernels/matmul.c
+// Origin     ours
 
+#line 15 "matvec_many_int8.metal"
+#line 16 "matvec_many_int8.metal"
+using namespace metal;
+
+#define MSL_BLOCKS_matvec_int8_many 2  // threadgroups on a multiprocessor at once (CUDA)
+#define INT8_SIMDGROUPS (INT8_THREADS / 32)
 #define INT8_TOKENS 8u
 #define INT8_MATRIX_ROWS 16u
 
@@ -5638,7 +5674,8 @@ msl_inline void int8_matrix_q8(msl_device const uchar *w, ulong plane, uint firs
             int low[4];
             int8_matrix_step(a, x[i], high, low);
             const uint two0 = i < 2 ? e0.x : e0.y, two1 = i < 2 ? e1.x : e1.y;
-            const float f0 = float(as_type<half>(ushort(two0 >> (16 * (i & 1))))), f1 = float(as_type<half>(ushort(two1 >> (16 * (i & 1)))));
+            const float f0 = float(as_type<half>(ushort(two0 >> (16 * (i & 1)))));
+            const float f1 = float(as_type<half>(ushort(two1 >> (16 * (i & 1)))));
             acc[0] += float(high[0] * 256 + low[0]) * (f0 * s[i].x);
             acc[1] += float(high[1] * 256 + low[1]) * (f0 * s[i].y);
             acc[2] += float(high[2] * 256 + low[2]) * (f1 * s[i].x);
@@ -5723,9 +5760,8 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
 
 {
     threadgroup_decl float parts[INT8_SIMDGROUPS * INT8_MATRIX_ROWS * INT8_TOKENS];
-    const uint j = int8_find(p, tg);
-    msl_device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint j = matvec_find(p, tg);
+    msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     // The slices of 16 rows are neighbours.
     const uint slices = p.job[j].slices, columns = p.job[j].columns, rows = p.job[j].rows;
     const uint span = (columns / 128u + slices - 1) / slices * 128u, k0 = sg % slices * span, k1 = min(k0 + span, columns);
@@ -5740,7 +5776,8 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint i = tid; i < tile * INT8_TOKENS; i += INT8_THREADS) {
-        const uint r = i / INT8_TOKENS, t = i % INT8_TOKENS, at = r / INT8_MATRIX_ROWS * slices * INT8_MATRIX_ROWS + r % INT8_MATRIX_ROWS;
+        const uint r = i / INT8_TOKENS, t = i % INT8_TOKENS;
+        const uint at = r / INT8_MATRIX_ROWS * slices * INT8_MATRIX_ROWS + r % INT8_MATRIX_ROWS;
         if (t < p.n && row + r < rows) {
             float sum = parts[at * INT8_TOKENS + t];
             for (uint s = 1; s < slices; ++s) { sum += parts[(at + s * INT8_MATRIX_ROWS) * INT8_TOKENS + t]; }
@@ -6085,17 +6122,17 @@ MSL_KERNEL void sampling_scan(msl_device const float * logits, msl_device const 
 #endif
 extern "C" __global__ void __launch_bounds__(2 * ATT_THREADS, MSL_BLOCKS_attention_split) msl_attention_split(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device float * parts, msl_device float2 * sums, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_split(q, rows_here, sessions, selected, counts, positions, parts, sums, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
-#if !defined(MSL_SOME) || defined(MSL_WITH_attention_tiles)
-#ifndef MSL_BLOCKS_attention_tiles
-#define MSL_BLOCKS_attention_tiles 1
-#endif
-extern "C" __global__ void __launch_bounds__(ATT_THREADS, MSL_BLOCKS_attention_tiles) msl_attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device const float * sinks, msl_device const float * table, msl_device float * out, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_tiles(q, rows_here, sessions, selected, counts, positions, sinks, table, out, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
-#endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_attention_merge)
 #ifndef MSL_BLOCKS_attention_merge
 #define MSL_BLOCKS_attention_merge 1
 #endif
 extern "C" __global__ void __launch_bounds__(MERGE_THREADS, MSL_BLOCKS_attention_merge) msl_attention_merge(msl_device const float * parts, msl_device const float2 * sums, msl_device const float * sinks, msl_device const float2 * table, msl_device const uchar * rows_here, msl_device const int * positions, msl_device float * out, msl_device const kv_page * sessions, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_merge(parts, sums, sinks, table, rows_here, positions, out, sessions, p, msl_builtin<uint3>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+#endif
+#if !defined(MSL_SOME) || defined(MSL_WITH_attention_tiles)
+#ifndef MSL_BLOCKS_attention_tiles
+#define MSL_BLOCKS_attention_tiles 1
+#endif
+extern "C" __global__ void __launch_bounds__(ATT_THREADS, MSL_BLOCKS_attention_tiles) msl_attention_tiles(msl_device const float * q, msl_device const uchar * rows_here, msl_device const kv_page * sessions, msl_device const int * selected, msl_device const int * counts, msl_device const int * positions, msl_device const float * sinks, msl_device const float * table, msl_device float * out, const __grid_constant__ gpu_attention p) { MSL_ENTER attention_tiles(q, rows_here, sessions, selected, counts, positions, sinks, table, out, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_compressor_step)
 #ifndef MSL_BLOCKS_compressor_step

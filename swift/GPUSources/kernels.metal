@@ -1,26 +1,31 @@
 #line 1 "attention.metal"
-// attention.metal — attention with one shared key = value row a position, a sliding window, compressed
-// rows and a sink (report §2.3).
+// attention.metal — attention of a few tokens, with one shared key = value row a position, a sliding window,
+// compressed rows and a sink (report §2.3).
 //
 //   attention_split   one share of a token's rows for ATT_HEADS heads  -> parts [splits, n, heads, dim], and
 //                                                                          sums [splits, n, heads] of (log2 of what
 //                                                                          the weights are relative to, sum)
 //   attention_merge   the shares, the sink, the inverse rotation       -> out [n, heads, dim]; and the last rows
 //                                                                          of the call into their slots of the ring
-//   attention_tiles   all of it for prompts, heads of 512, but the ring
 //
 // A token at p sees window rows (p - window, p], those before the call from the ring, then compressed rows:
 // the selected ones, or the first (p + 1) / ratio. Ring and pages are those of its line of `sessions`.
 //
-// FP8 rows of 512 values go through the matrix units in both. A row's 448 plain values are exact in half; split
-// takes queries, weights of rows and rotated values as two halfs each, so that 22 bits of them count, tiles
-// rounds them to half. Split multiplies rows of other formats one by one, in f32.
+// FP8 rows of 512 values go through the matrix units. A row's 448 plain values are exact in half; queries, weights
+// of rows and rotated values are two halfs each, so that 22 bits of them count. Rows of other formats are
+// multiplied one by one, in f32.
 //
 // Grid       split: x shares, y groups of heads, z tokens (each at most 65535); merge: x heads, y tokens from
-//            p.first, z pieces of MERGE_VALUES values; tiles: x groups of TILES_HEADS heads, y tokens
-// Precision  f32; tiles: queries, rows and weights of rows rounded to half, sums f32
+//            p.first, z pieces of MERGE_VALUES values
+// Precision  f32
 // CPU twin   CKernels/attention.c
 // Origin     ours
+#include <metal_stdlib>
+#line 1 "attention.h"
+// attention.h — the rows that a token attends to, and how they reach the matrix units: for attention.metal
+// and attention_prompt.metal.
+#ifndef PYDS4_ATTENTION_H
+#define PYDS4_ATTENTION_H
 #include <metal_stdlib>
 #line 1 "kv_rows.h"
 // kv_rows.h — rows of attention memory in the model's own formats (drawn in CKernels/include/ckernels.h).
@@ -504,7 +509,7 @@ inline void kv_encode(constant gpu_row_format &f, float2 v, threadgroup float2 *
 
 #endif
 
-#line 25 "attention.metal"
+#line 7 "attention.h"
 #line 1 "tile.h"
 // tile.h — a 16 × 16 × 16 matrix step of one simdgroup: half inputs, f32 sums. The only place that knows
 // simdgroup_matrix (Metal: four 8 × 8) from mma.sync (CUDA: ldmatrix and two m16n8k16); the host runs
@@ -512,6 +517,9 @@ inline void kv_encode(constant gpu_row_format &f, float2 v, threadgroup float2 *
 //
 // A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
 // memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
+//
+// What a lane has of C: rows tile_row and that + 8, of each four columns. tile_add_positive weighs what is
+// above zero of these, and tile_across sums what the lanes of a row have. tile_join: c = c + d.
 #ifndef TILE_H
 #define TILE_H
 #include <metal_stdlib>
@@ -566,6 +574,22 @@ inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort l
         *(threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
     }
 }
+inline void tile_join(thread tile_c &c, thread tile_c &d) {
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
+}
+inline void tile_add_positive(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
+    const ushort x = (lane & 3) * 2;
+    const float2 a = *(threadgroup const float2 *)(w + x), b = *(threadgroup const float2 *)(w + x + 8);
+    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
+    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
+}
+inline ushort tile_row(ushort lane) { return lane >> 2; }
+inline bool tile_is_first(ushort lane) { return (lane & 3) == 0; }
+inline float tile_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 2);
+}
 #else
 struct tile_a { simdgroup_half8x8 m[2][2]; };
 struct tile_b { simdgroup_half8x8 m[2][2]; };
@@ -605,10 +629,28 @@ inline void tile_mma(thread tile_c &c, thread tile_a &a, thread tile_b &b) {
 inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort lane) {
     for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
 }
+inline void tile_join(thread tile_c &c, thread tile_c &d) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
+        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
+    }
+}
+inline void tile_add_positive(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
+    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
+                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
+    }
+}
+inline ushort tile_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+inline bool tile_is_first(ushort lane) { return (lane & 9) == 0; }
+inline float tile_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 8);
+}
 #endif
 #endif
 
-#line 26 "attention.metal"
+#line 8 "attention.h"
 using namespace metal;
 
 #define ATT_LOG2E 1.44269504f
@@ -743,20 +785,10 @@ inline float att_fade(thread float &top, float most) {
     top = most > top + ATT_SLACK ? most : top;
     return fade;
 }
-
-// c = c + d.
-#ifdef MSL_TILE_MMA
-inline void att_join(thread tile_c &c, thread tile_c &d) {
-    #pragma unroll
-    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
-}
-#else
-inline void att_join(thread tile_c &c, thread tile_c &d) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
-        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
-    }
-}
 #endif
+
+#line 24 "attention.metal"
+using namespace metal;
 
 // ---------------------------------------------------------------- a share of the rows
 
@@ -848,7 +880,7 @@ inline void split_tiles(device const float *q, thread att_list &l, constant gpu_
                 tile_mma(score_low, query[k], key);
             }
         }
-        att_join(score, score_low);
+        tile_join(score, score_low);
         tile_stage(score, partial + sg * 256, ATT_TILE, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         // Head tid / 16, row tid % 16.
@@ -1046,7 +1078,94 @@ kernel void attention_split(device const float *q              [[buffer(0)]],
     }
 }
 
-// ---------------------------------------------------------------- prompts
+// ---------------------------------------------------------------- shares together
+
+#define MERGE_THREADS 128
+#define MERGE_SIMDGROUPS (MERGE_THREADS / 32)
+#define MERGE_VALUES 128
+#define ATT_MOST_SPLITS 32
+
+// A lane has four values, a simdgroup every fourth share. p.splits = 0: only the ring is written.
+[[max_total_threads_per_threadgroup(MERGE_THREADS)]]
+kernel void attention_merge(device const float *parts          [[buffer(0)]],
+                            device const float2 *sums          [[buffer(1)]],
+                            device const float *sinks          [[buffer(2)]],
+                            device const float2 *table         [[buffer(3)]],
+                            device const uchar *rows_here      [[buffer(4)]],
+                            device const int *positions        [[buffer(5)]],
+                            device float *out                  [[buffer(6)]],
+                            device const kv_page *sessions     [[buffer(7)]],
+                            constant gpu_attention &p          [[buffer(8)]],
+                            uint3 tg                           [[threadgroup_position_in_grid]],
+                            ushort tid                         [[thread_index_in_threadgroup]],
+                            ushort sg                          [[simdgroup_index_in_threadgroup]],
+                            ushort lane                        [[thread_index_in_simdgroup]])
+{
+    threadgroup float4 shares[MERGE_SIMDGROUPS * 32];
+    const uint head = tg.x, token = p.first + tg.y;
+    if (p.splits != 0u) {
+        const uint dim = p.format.dim, quad = tg.z * (MERGE_VALUES / 4) + lane;
+        const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
+        const bool is_there = quad < dim / 4;
+        // Everything is on its way before anything is used.
+        float4 v[ATT_MOST_SPLITS / MERGE_SIMDGROUPS];
+        #pragma unroll
+        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
+            const uint s = sg + MERGE_SIMDGROUPS * j;
+            v[j] = float4(0.0f);
+            if (s < p.splits && is_there) { v[j] = ((device const float4 *)(parts + (place + s * step) * dim))[quad]; }
+        }
+        float2 part = float2(ATT_NONE, 0.0f);
+        if (lane < p.splits) { part = sums[place + lane * step]; }
+        const float sink = sinks[head] * ATT_LOG2E, most = max(sink, simd_max(part.x));
+        // A share of no rows has no values either.
+        const float fade = part.y > 0.0f ? exp2(part.x - most) : 0.0f;
+        const float inverse = 1.0f / (exp2(sink - most) + simd_sum(part.y * fade));
+        float4 sum = float4(0.0f);
+        #pragma unroll
+        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
+            const float f = simd_shuffle(fade, ushort(sg + MERGE_SIMDGROUPS * j));
+            if (f > 0.0f) { sum = sum + v[j] * f; }
+        }
+        shares[tid] = sum;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (sg == 0 && is_there) {
+            sum = (shares[lane] + shares[32 + lane] + shares[64 + lane] + shares[96 + lane]) * inverse;
+            const uint plain = (dim - p.format.rope) / 2, pair = 2 * quad;
+            device const float2 *turns = table + ulong(token) * (p.format.rope / 2);
+            if (pair >= plain) {
+                const float2 turn = turns[pair - plain];
+                sum.xy = float2(sum.x * turn.x + sum.y * turn.y, sum.y * turn.x - sum.x * turn.y);
+            }
+            if (pair + 1 >= plain) {
+                const float2 turn = turns[pair + 1 - plain];
+                sum.zw = float2(sum.z * turn.x + sum.w * turn.y, sum.w * turn.x - sum.z * turn.y);
+            }
+            ((device float4 *)(out + place * dim))[quad] = sum;
+        }
+    }
+    if (head == 0 && tg.z == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
+        const uint slot = uint(positions[token]) % p.window;
+        device const uint *from = (device const uint *)(rows_here + ulong(token) * p.format.bytes);
+        device uint *to = (device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
+        for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
+    }
+}
+
+#line 1 "attention_prompt.metal"
+// attention_prompt.metal — attention over prompts, heads of 512 and FP8 or f32 rows (see attention.metal).
+//
+//   attention_tiles   q, rows, sink, the inverse rotation   -> out [n, heads, dim]; the ring is attention_merge's
+//
+// All heads of a token at once: rows are brought and decoded once for them.
+//
+// Grid       x groups of TILES_HEADS heads, y tokens
+// Precision  queries, rows and weights of rows rounded to half, sums f32
+// CPU twin   CKernels/attention.c
+// Origin     ours
+#include <metal_stdlib>
+#line 13 "attention_prompt.metal"
+using namespace metal;
 
 #define TILES_HEADS 64
 
@@ -1259,80 +1378,6 @@ kernel void attention_tiles(device const float *q              [[buffer(0)]],
     } else {
         tiles_attend<false>(q, l, p, tg.x * TILES_HEADS, sinks, table, out, (threadgroup half *)rows,
                             (threadgroup float *)partial, (threadgroup half *)weights, fades, tid, sg, lane);
-    }
-}
-
-// ---------------------------------------------------------------- shares together
-
-#define MERGE_THREADS 128
-#define MERGE_SIMDGROUPS (MERGE_THREADS / 32)
-#define MERGE_VALUES 128
-#define ATT_MOST_SPLITS 32
-
-// A lane has four values, a simdgroup every fourth share. p.splits = 0: only the ring is written.
-[[max_total_threads_per_threadgroup(MERGE_THREADS)]]
-kernel void attention_merge(device const float *parts          [[buffer(0)]],
-                            device const float2 *sums          [[buffer(1)]],
-                            device const float *sinks          [[buffer(2)]],
-                            device const float2 *table         [[buffer(3)]],
-                            device const uchar *rows_here      [[buffer(4)]],
-                            device const int *positions        [[buffer(5)]],
-                            device float *out                  [[buffer(6)]],
-                            device const kv_page *sessions     [[buffer(7)]],
-                            constant gpu_attention &p          [[buffer(8)]],
-                            uint3 tg                           [[threadgroup_position_in_grid]],
-                            ushort tid                         [[thread_index_in_threadgroup]],
-                            ushort sg                          [[simdgroup_index_in_threadgroup]],
-                            ushort lane                        [[thread_index_in_simdgroup]])
-{
-    threadgroup float4 shares[MERGE_SIMDGROUPS * 32];
-    const uint head = tg.x, token = p.first + tg.y;
-    if (p.splits != 0u) {
-        const uint dim = p.format.dim, quad = tg.z * (MERGE_VALUES / 4) + lane;
-        const ulong place = ulong(token) * p.heads + head, step = ulong(p.n) * p.heads;
-        const bool is_there = quad < dim / 4;
-        // Everything is on its way before anything is used.
-        float4 v[ATT_MOST_SPLITS / MERGE_SIMDGROUPS];
-        #pragma unroll
-        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
-            const uint s = sg + MERGE_SIMDGROUPS * j;
-            v[j] = float4(0.0f);
-            if (s < p.splits && is_there) { v[j] = ((device const float4 *)(parts + (place + s * step) * dim))[quad]; }
-        }
-        float2 part = float2(ATT_NONE, 0.0f);
-        if (lane < p.splits) { part = sums[place + lane * step]; }
-        const float sink = sinks[head] * ATT_LOG2E, most = max(sink, simd_max(part.x));
-        // A share of no rows has no values either.
-        const float fade = part.y > 0.0f ? exp2(part.x - most) : 0.0f;
-        const float inverse = 1.0f / (exp2(sink - most) + simd_sum(part.y * fade));
-        float4 sum = float4(0.0f);
-        #pragma unroll
-        for (ushort j = 0; j < ATT_MOST_SPLITS / MERGE_SIMDGROUPS; ++j) {
-            const float f = simd_shuffle(fade, ushort(sg + MERGE_SIMDGROUPS * j));
-            if (f > 0.0f) { sum = sum + v[j] * f; }
-        }
-        shares[tid] = sum;
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (sg == 0 && is_there) {
-            sum = (shares[lane] + shares[32 + lane] + shares[64 + lane] + shares[96 + lane]) * inverse;
-            const uint plain = (dim - p.format.rope) / 2, pair = 2 * quad;
-            device const float2 *turns = table + ulong(token) * (p.format.rope / 2);
-            if (pair >= plain) {
-                const float2 turn = turns[pair - plain];
-                sum.xy = float2(sum.x * turn.x + sum.y * turn.y, sum.y * turn.x - sum.x * turn.y);
-            }
-            if (pair + 1 >= plain) {
-                const float2 turn = turns[pair + 1 - plain];
-                sum.zw = float2(sum.z * turn.x + sum.w * turn.y, sum.w * turn.x - sum.z * turn.y);
-            }
-            ((device float4 *)(out + place * dim))[quad] = sum;
-        }
-    }
-    if (head == 0 && tg.z == 0 && (p.table_stride != 0u || token + p.window >= p.n)) {
-        const uint slot = uint(positions[token]) % p.window;
-        device const uint *from = (device const uint *)(rows_here + ulong(token) * p.format.bytes);
-        device uint *to = (device uint *)(kv_line(sessions, p.table_stride, token)[0].rows + ulong(slot) * p.format.bytes);
-        for (uint i = tid; i < p.format.bytes / 4; i += MERGE_THREADS) { to[i] = from[i]; }
     }
 }
 
@@ -3028,27 +3073,25 @@ kernel void hc_leave_mix(device const float *y       [[buffer(0)]],
 }
 
 #line 1 "indexer.metal"
-// indexer.metal — which compressed rows a token attends to (report §2.3.1).
+// indexer.metal — how much a token wants of each compressed row (report §2.3.1).
 //
 //   indexer_score   q [n, heads, dim], w [n, heads], sessions  -> scores [n, stride]
-//   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
-// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
-// the `top` highest stay (ties: the lower row). A token that sees no more than `top` rows keeps them
-// all: its scores are not written.
+// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows.
+// A token that sees no more than `top` rows keeps them all: its scores are not written.
 //
 // Rows kept as FP4 go through the matrix units and lose nothing there: a code times a power of two is
 // exact in half when a row's (and a query head's) powers are counted from the highest of them, which is
 // put back in f32. Rows of other formats are multiplied one by one.
 //
 // Grid       score: x blocks of INDEX_ROWS rows (many tokens: INDEX_MANY_ROWS; not FP4: INDEX_PLAIN_ROWS),
-//            y tokens (many: groups of p.tokens); top-k: tokens
+//            y tokens (many: groups of p.tokens)
 // Precision  f32; products of FP4 rows with queries that were rounded to FP4 are exact
 // CPU twin   CKernels/indexer.c
 // Origin     ours
 #include <metal_stdlib>
-#line 21 "indexer.metal"
-#line 22 "indexer.metal"
+#line 19 "indexer.metal"
+#line 20 "indexer.metal"
 using namespace metal;
 
 #define INDEX_THREADS 256
@@ -3063,46 +3106,6 @@ using namespace metal;
 #define INDEX_PLAIN_ROWS 64
 #define INDEX_PLAIN_HEADS 16
 #define INDEX_MEMORY ((INDEX_HEADS + INDEX_ROWS) * INDEX_LD / 8)  // uint4: the largest need of the three
-
-// What a lane has of a tile_c: rows index_row and that + 8, of each four columns; index_add weighs these and
-// index_across sums what the lanes of a row have. index_join: c = c + d.
-#ifdef MSL_TILE_MMA
-inline void index_join(thread tile_c &c, thread tile_c &d) {
-    #pragma unroll
-    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
-}
-inline void index_add(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
-    const ushort x = (lane & 3) * 2;
-    const float2 a = *(threadgroup const float2 *)(w + x), b = *(threadgroup const float2 *)(w + x + 8);
-    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
-    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
-}
-inline ushort index_row(ushort lane) { return lane >> 2; }
-inline bool index_is_first(ushort lane) { return (lane & 3) == 0; }
-inline float index_across(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 2);
-}
-#else
-inline void index_join(thread tile_c &c, thread tile_c &d) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
-        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
-    }
-}
-inline void index_add(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
-    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
-        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
-                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
-    }
-}
-inline ushort index_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
-inline bool index_is_first(ushort lane) { return (lane & 9) == 0; }
-inline float index_across(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 8);
-}
-#endif
 
 inline uint index_most(uint scales) {
     return max(max(scales & 255u, scales >> 8 & 255u), max(scales >> 16 & 255u, scales >> 24));
@@ -3194,14 +3197,14 @@ inline void index_few(device const float *q, device const float *w, device const
             // Two sums, so that products need not wait for each other.
             tile_mma(c[k & 1], key, query);
         }
-        index_join(c[0], c[1]);
-        index_add(c[0], weights + sg % 4 * 16, sum, lane);
+        tile_join(c[0], c[1]);
+        tile_add_positive(c[0], weights + sg % 4 * 16, sum, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    sum[0] = index_across(sum[0]);
-    sum[1] = index_across(sum[1]);
-    if (index_is_first(lane)) {
-        threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + index_row(lane);
+    sum[0] = tile_across(sum[0]);
+    sum[1] = tile_across(sum[1]);
+    if (tile_is_first(lane)) {
+        threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + tile_row(lane);
         to[0] = sum[0];
         to[8] = sum[1];
     }
@@ -3315,15 +3318,15 @@ inline void index_many(device const float *q, device const float *w, device cons
                     tile_mma(c[0], keys[0][k], query);
                     tile_mma(c[1], keys[1][k], query);
                 }
-                index_add(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
-                index_add(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
+                tile_add_positive(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
+                tile_add_positive(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
             }
             if (is_last) {
                 #pragma unroll
                 for (ushort i = 0; i < 4; ++i) {
-                    const float score = index_across(sum[i / 2][i & 1]);
-                    const uint at = 8 * i + index_row(lane);
-                    if (index_is_first(lane) && row + at < in_sight) {
+                    const float score = tile_across(sum[i / 2][i & 1]);
+                    const uint at = 8 * i + tile_row(lane);
+                    if (tile_is_first(lane) && row + at < in_sight) {
                         scores[ulong(token) * p.stride + row + at] = score * powers[sg * 32 + at];
                     }
                     sum[i / 2][i & 1] = 0.0f;
@@ -3410,6 +3413,20 @@ kernel void indexer_score(device const float *q              [[buffer(0)]],
         index_plain(q, w, pages, position, scores, p, memory, tg.x, tid);
     }
 }
+
+#line 1 "indexer_top.metal"
+// indexer_top.metal — which compressed rows a token attends to (report §2.3.1).
+//
+//   indexer_top_k   scores [n, stride]   -> selected [n, top], ascending; counts [n]
+//
+// The `top` highest stay (ties: the lower row). A token that sees no more than `top` rows keeps them all.
+//
+// Grid       tokens
+// CPU twin   CKernels/indexer_top.c
+// Origin     ours
+#include <metal_stdlib>
+#line 12 "indexer_top.metal"
+using namespace metal;
 
 #define TOP_THREADS 1024
 #define TOP_MINE 8  // consecutive scores of a thread
@@ -3684,6 +3701,30 @@ kernel void kv_index_queries(device float *q                 [[buffer(0)]],
 #include <metal_stdlib>
 #line 18 "matmul.metal"
 #line 19 "matmul.metal"
+#line 1 "jobs.h"
+// jobs.h — launches that multiply several matrices.
+#ifndef PYDS4_JOBS_H
+#define PYDS4_JOBS_H
+#include <metal_stdlib>
+#line 6 "jobs.h"
+using namespace metal;
+
+// Which job a row tile belongs to.
+inline uint matvec_find(constant gpu_matvec &p, uint tile) {
+    uint j = 0;
+    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
+    return j;
+}
+
+inline device const uchar *matvec_weights(uint j, device const uchar *w0, device const uchar *w1,
+                                          device const uchar *w2, device const uchar *w3, device const uchar *w4,
+                                          device const uchar *w5, device const uchar *w6, device const uchar *w7) {
+    return j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
+                  : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+}
+#endif
+
+#line 20 "matmul.metal"
 using namespace metal;
 
 #define MATVEC_SIMDGROUPS 4
@@ -3751,20 +3792,6 @@ inline void matvec_job(device const uchar *w, constant gpu_matrix_job &job, devi
             }
         }
     }
-}
-
-// Which job a row tile belongs to.
-inline uint matvec_find(constant gpu_matvec &p, uint tile) {
-    uint j = 0;
-    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
-    return j;
-}
-
-inline device const uchar *matvec_weights(uint j, device const uchar *w0, device const uchar *w1,
-                                          device const uchar *w2, device const uchar *w3, device const uchar *w4,
-                                          device const uchar *w5, device const uchar *w6, device const uchar *w7) {
-    return j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                  : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
 }
 
 [[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
@@ -3946,7 +3973,8 @@ inline void tile_put16(threadgroup half *to, thread const float *v) {
 // half of a 32-wide piece of one row of x and of two rows of w. `base`: rows of w before the first.
 template <uint T>
 inline void tile_product(device const uchar *w, ulong plane, ulong base, uint row, uint rows, uint columns,
-                         device const float *source, threadgroup uint4 *memory, threadgroup const uint2 *grid, device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
+                         device const float *source, threadgroup uint4 *memory, threadgroup const uint2 *grid,
+                         device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
     threadgroup half *slabs = (threadgroup half *)memory;
     const ushort wm = (sg / 2) * 32, wn = (sg % 2) * 64;
     tile_c acc[2][4];

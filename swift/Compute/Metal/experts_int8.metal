@@ -235,7 +235,8 @@ inline void experts_int8_routed(device const uchar *w, ulong plane, ulong first,
                         hi = int8_dot_high(two, a.high[4 * s + c], hi);
                         lo = int8_dot_low(two, a.low[4 * s + c], lo);
                     }
-                    const uint sub = ((s < 2 ? now.scales[i].x : now.scales[i].y) >> (16u * (s & 1) + 8u * (lane & 1))) & 255u;
+                    const uint four = s < 2 ? now.scales[i].x : now.scales[i].y;
+                    const uint sub = (four >> (16u * (s & 1) + 8u * (lane & 1))) & 255u;
                     sum += int(sub & 15u) * (hi * 256 + lo);
                     least += int(sub >> 4) * a.sums[s];
                 }

@@ -1,18 +1,16 @@
-// indexer.metal — which compressed rows a token attends to (report §2.3.1).
+// indexer.metal — how much a token wants of each compressed row (report §2.3.1).
 //
 //   indexer_score   q [n, heads, dim], w [n, heads], sessions  -> scores [n, stride]
-//   indexer_top_k   scores                                  -> selected [n, top], ascending; counts [n]
 //
-// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows;
-// the `top` highest stay (ties: the lower row). A token that sees no more than `top` rows keeps them
-// all: its scores are not written.
+// score[t, s] = scale · Σ_h w[t, h] · max(0, q[t, h]·k[s]) for the (position + 1) / ratio visible rows.
+// A token that sees no more than `top` rows keeps them all: its scores are not written.
 //
 // Rows kept as FP4 go through the matrix units and lose nothing there: a code times a power of two is
 // exact in half when a row's (and a query head's) powers are counted from the highest of them, which is
 // put back in f32. Rows of other formats are multiplied one by one.
 //
 // Grid       score: x blocks of INDEX_ROWS rows (many tokens: INDEX_MANY_ROWS; not FP4: INDEX_PLAIN_ROWS),
-//            y tokens (many: groups of p.tokens); top-k: tokens
+//            y tokens (many: groups of p.tokens)
 // Precision  f32; products of FP4 rows with queries that were rounded to FP4 are exact
 // CPU twin   CKernels/indexer.c
 // Origin     ours
@@ -33,46 +31,6 @@ using namespace metal;
 #define INDEX_PLAIN_ROWS 64
 #define INDEX_PLAIN_HEADS 16
 #define INDEX_MEMORY ((INDEX_HEADS + INDEX_ROWS) * INDEX_LD / 8)  // uint4: the largest need of the three
-
-// What a lane has of a tile_c: rows index_row and that + 8, of each four columns; index_add weighs these and
-// index_across sums what the lanes of a row have. index_join: c = c + d.
-#ifdef MSL_TILE_MMA
-inline void index_join(thread tile_c &c, thread tile_c &d) {
-    #pragma unroll
-    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
-}
-inline void index_add(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
-    const ushort x = (lane & 3) * 2;
-    const float2 a = *(threadgroup const float2 *)(w + x), b = *(threadgroup const float2 *)(w + x + 8);
-    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
-    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
-}
-inline ushort index_row(ushort lane) { return lane >> 2; }
-inline bool index_is_first(ushort lane) { return (lane & 3) == 0; }
-inline float index_across(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 2);
-}
-#else
-inline void index_join(thread tile_c &c, thread tile_c &d) {
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
-        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
-    }
-}
-inline void index_add(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
-    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
-    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
-        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
-                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
-    }
-}
-inline ushort index_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
-inline bool index_is_first(ushort lane) { return (lane & 9) == 0; }
-inline float index_across(float v) {
-    v += simd_shuffle_xor(v, 1);
-    return v + simd_shuffle_xor(v, 8);
-}
-#endif
 
 inline uint index_most(uint scales) {
     return max(max(scales & 255u, scales >> 8 & 255u), max(scales >> 16 & 255u, scales >> 24));
@@ -164,14 +122,14 @@ inline void index_few(device const float *q, device const float *w, device const
             // Two sums, so that products need not wait for each other.
             tile_mma(c[k & 1], key, query);
         }
-        index_join(c[0], c[1]);
-        index_add(c[0], weights + sg % 4 * 16, sum, lane);
+        tile_join(c[0], c[1]);
+        tile_add_positive(c[0], weights + sg % 4 * 16, sum, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    sum[0] = index_across(sum[0]);
-    sum[1] = index_across(sum[1]);
-    if (index_is_first(lane)) {
-        threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + index_row(lane);
+    sum[0] = tile_across(sum[0]);
+    sum[1] = tile_across(sum[1]);
+    if (tile_is_first(lane)) {
+        threadgroup float *to = parts + sg % 4 * INDEX_ROWS + sg / 4 * 16 + tile_row(lane);
         to[0] = sum[0];
         to[8] = sum[1];
     }
@@ -285,15 +243,15 @@ inline void index_many(device const float *q, device const float *w, device cons
                     tile_mma(c[0], keys[0][k], query);
                     tile_mma(c[1], keys[1][k], query);
                 }
-                index_add(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
-                index_add(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
+                tile_add_positive(c[0], weights + slot * INDEX_MANY_HEADS + j * 16, sum[0], lane);
+                tile_add_positive(c[1], weights + slot * INDEX_MANY_HEADS + j * 16, sum[1], lane);
             }
             if (is_last) {
                 #pragma unroll
                 for (ushort i = 0; i < 4; ++i) {
-                    const float score = index_across(sum[i / 2][i & 1]);
-                    const uint at = 8 * i + index_row(lane);
-                    if (index_is_first(lane) && row + at < in_sight) {
+                    const float score = tile_across(sum[i / 2][i & 1]);
+                    const uint at = 8 * i + tile_row(lane);
+                    if (tile_is_first(lane) && row + at < in_sight) {
                         scores[ulong(token) * p.stride + row + at] = score * powers[sg * 32 + at];
                     }
                     sum[i / 2][i & 1] = 0.0f;
@@ -378,134 +336,5 @@ kernel void indexer_score(device const float *q              [[buffer(0)]],
         index_few(q, w, pages, position, scores, p, memory, weights, powers, parts, tg.x, tid, sg, lane);
     } else {
         index_plain(q, w, pages, position, scores, p, memory, tg.x, tid);
-    }
-}
-
-#define TOP_THREADS 1024
-#define TOP_MINE 8  // consecutive scores of a thread
-#define TOP_BLOCK (TOP_THREADS * TOP_MINE)
-#define TOP_BINS (256 + 256 / 8)
-
-// Floats as integers of the same order; NaN becomes the lowest.
-inline uint top_key(float x) {
-    const uint bits = as_type<uint>(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0u; }
-    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
-}
-
-// Keys of scores `first` … as a thread has them. Past the end they are the lowest, and last of those.
-inline void top_load(thread uint *keys, device const float *score, uint first, uint count, bool is_aligned) {
-    if (is_aligned && first + TOP_MINE <= count) {
-        const float4 a = *(device const float4 *)(score + first), b = *(device const float4 *)(score + first + 4);
-        keys[0] = top_key(a.x);
-        keys[1] = top_key(a.y);
-        keys[2] = top_key(a.z);
-        keys[3] = top_key(a.w);
-        keys[4] = top_key(b.x);
-        keys[5] = top_key(b.y);
-        keys[6] = top_key(b.z);
-        keys[7] = top_key(b.w);
-        return;
-    }
-    #pragma unroll
-    for (ushort j = 0; j < TOP_MINE; ++j) { keys[j] = first + j < count ? top_key(score[first + j]) : 0u; }
-}
-
-// Eight neighbours lie in different banks for the lanes that add them up.
-inline uint top_bin(uint digit) { return digit + digit / 8; }
-
-// The lowest key that stays is found digit by digit, from counts of keys that begin as it does. Keys of up to
-// TOP_BLOCK scores stay in registers all the while.
-[[max_total_threads_per_threadgroup(TOP_THREADS)]]
-kernel void indexer_top_k(device const float *scores         [[buffer(0)]],
-                          device const int *positions        [[buffer(1)]],
-                          device int *selected               [[buffer(2)]],
-                          device int *counts                 [[buffer(3)]],
-                          constant gpu_indexer &p            [[buffer(4)]],
-                          uint token                         [[threadgroup_position_in_grid]],
-                          ushort tid                         [[thread_index_in_threadgroup]],
-                          ushort sg                          [[simdgroup_index_in_threadgroup]],
-                          ushort lane                        [[thread_index_in_simdgroup]])
-{
-    threadgroup atomic_uint bins[2 * TOP_BINS];  // one half counts while the other is cleared
-    threadgroup uint found[2];                   // prefix so far, how many still wanted
-    threadgroup uint groups[2 * 32];
-    const uint in_sight = uint(positions[token] + 1) / p.ratio;
-    device const float *score = scores + ulong(token) * p.stride;
-    device int *out = selected + ulong(token) * p.top;
-    if (tid == 0) { counts[token] = int(min(in_sight, p.top)); }
-    if (in_sight <= p.top) {
-        for (uint i = tid; i < in_sight; i += TOP_THREADS) { out[i] = int(i); }
-        return;
-    }
-    const bool is_aligned = p.stride % 4 == 0, is_short = in_sight <= TOP_BLOCK;
-    uint keys[TOP_MINE];
-    top_load(keys, score, tid * TOP_MINE, in_sight, is_aligned);
-    if (tid < TOP_BINS) { atomic_store_explicit(&bins[tid], 0u, memory_order_relaxed); }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint prefix = 0, mask = 0, wanted = p.top;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        threadgroup atomic_uint *here = shift % 16 == 8 ? bins : bins + TOP_BINS;
-        threadgroup atomic_uint *other = shift % 16 == 8 ? bins + TOP_BINS : bins;
-        for (uint base = 0; base < in_sight; base += TOP_BLOCK) {
-            if (!is_short) { top_load(keys, score, base + tid * TOP_MINE, in_sight, is_aligned); }
-            #pragma unroll
-            for (ushort j = 0; j < TOP_MINE; ++j) {
-                if ((keys[j] & mask) == prefix) {
-                    atomic_fetch_add_explicit(&here[top_bin((keys[j] >> shift) & 255u)], 1u, memory_order_relaxed);
-                }
-            }
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (sg == 0) {
-            // Lane l looks at bins 255 - 8·l downwards.
-            uint count[8], mine = 0;
-            #pragma unroll
-            for (ushort i = 0; i < 8; ++i) {
-                count[i] = atomic_load_explicit(&here[top_bin(255u - 8u * lane - i)], memory_order_relaxed);
-                mine += count[i];
-            }
-            uint higher = simd_prefix_exclusive_sum(mine);
-            #pragma unroll
-            for (ushort i = 0; i < 8; ++i) {
-                if (higher < wanted && wanted <= higher + count[i]) {
-                    found[0] = prefix | (255u - 8u * lane - i) << shift;
-                    found[1] = wanted - higher;
-                }
-                higher += count[i];
-            }
-        } else if (tid - 32u < TOP_BINS) {
-            atomic_store_explicit(&other[tid - 32], 0u, memory_order_relaxed);
-        }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        prefix = found[0];
-        wanted = found[1];
-        mask |= 255u << shift;
-    }
-    // Everything above the threshold, and the first `wanted` that equal it, in ascending order. Counts of
-    // both are added up at once, those above in the upper half.
-    uint above = 0, equal = 0, slot = 0;
-    for (uint base = 0; base < in_sight; base += TOP_BLOCK) {
-        const uint first = base + tid * TOP_MINE;
-        if (!is_short) { top_load(keys, score, first, in_sight, is_aligned); }
-        uint mine = 0;
-        #pragma unroll
-        for (ushort j = 0; j < TOP_MINE; ++j) { mine += keys[j] > prefix ? 0x10000u : keys[j] == prefix ? 1u : 0u; }
-        const uint before = simd_prefix_exclusive_sum(mine);
-        if (lane == 31) { groups[slot + sg] = before + mine; }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        const uint group = groups[slot + lane], all = simd_sum(group);
-        const uint earlier = before + simd_sum(lane < sg ? group : 0u);
-        uint above_mine = above + (earlier >> 16), equal_mine = equal + (earlier & 0xffffu);
-        #pragma unroll
-        for (ushort j = 0; j < TOP_MINE; ++j) {
-            const bool is_above = keys[j] > prefix, is_equal = keys[j] == prefix;
-            if (is_above || (is_equal && equal_mine < wanted)) { out[above_mine + min(equal_mine, wanted)] = int(first + j); }
-            above_mine += is_above ? 1u : 0u;
-            equal_mine += is_equal ? 1u : 0u;
-        }
-        above += all >> 16;
-        equal += all & 0xffffu;
-        slot ^= 32u;
     }
 }

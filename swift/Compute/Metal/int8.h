@@ -16,7 +16,9 @@ inline int int8_dot_high(uint w, uint x, int sum) {
     asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x));
     return sum;
 #else
-    for (ushort i = 0; i < 4; ++i) { sum += int(as_type<char>(uchar(w >> (8 * i)))) * int(as_type<char>(uchar(x >> (8 * i)))); }
+    for (ushort i = 0; i < 4; ++i) {
+        sum += int(as_type<char>(uchar(w >> (8 * i)))) * int(as_type<char>(uchar(x >> (8 * i))));
+    }
     return sum;
 #endif
 }

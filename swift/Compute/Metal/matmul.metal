@@ -16,6 +16,7 @@
 #include <metal_stdlib>
 #include "quant.h"
 #include "tile.h"
+#include "jobs.h"
 using namespace metal;
 
 #define MATVEC_SIMDGROUPS 4
@@ -83,20 +84,6 @@ inline void matvec_job(device const uchar *w, constant gpu_matrix_job &job, devi
             }
         }
     }
-}
-
-// Which job a row tile belongs to.
-inline uint matvec_find(constant gpu_matvec &p, uint tile) {
-    uint j = 0;
-    while (j + 1u < p.jobs && tile >= p.job[j + 1u].first_tile) { j += 1u; }
-    return j;
-}
-
-inline device const uchar *matvec_weights(uint j, device const uchar *w0, device const uchar *w1,
-                                          device const uchar *w2, device const uchar *w3, device const uchar *w4,
-                                          device const uchar *w5, device const uchar *w6, device const uchar *w7) {
-    return j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                  : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
 }
 
 [[max_total_threads_per_threadgroup(MATVEC_SIMDGROUPS * 32)]]
@@ -278,7 +265,8 @@ inline void tile_put16(threadgroup half *to, thread const float *v) {
 // half of a 32-wide piece of one row of x and of two rows of w. `base`: rows of w before the first.
 template <uint T>
 inline void tile_product(device const uchar *w, ulong plane, ulong base, uint row, uint rows, uint columns,
-                         device const float *source, threadgroup uint4 *memory, threadgroup const uint2 *grid, device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
+                         device const float *source, threadgroup uint4 *memory, threadgroup const uint2 *grid,
+                         device float *y, uint ldy, uint n, ushort tid, ushort sg, ushort lane) {
     threadgroup half *slabs = (threadgroup half *)memory;
     const ushort wm = (sg / 2) * 32, wn = (sg % 2) * 64;
     tile_c acc[2][4];

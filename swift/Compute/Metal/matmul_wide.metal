@@ -14,6 +14,7 @@
 #include <metal_stdlib>
 #include "wide.h"
 #include "experts.h"
+#include "jobs.h"
 using namespace metal;
 
 #define MSL_BLOCKS_matmul_wide 2
@@ -47,8 +48,8 @@ kernel void half_pack(device const float *x       [[buffer(0)]],
 }
 
 template <uint T>
-inline void wide_job(device const uchar *w, constant gpu_matrix_job &job, uint row, device const uint4 *x, uint stride, uint first,
-                     uint n, device float *y, threadgroup uint4 *ring, ushort tid, ushort sg, ushort lane) {
+inline void wide_job(device const uchar *w, constant gpu_matrix_job &job, uint row, device const uint4 *x, uint stride,
+                     uint first, uint n, device float *y, threadgroup uint4 *ring, ushort tid, ushort sg, ushort lane) {
     wide_weights<1> weights;
     weights.w[0] = w;
     // A team past the last row repeats it; nothing is written.
@@ -92,10 +93,8 @@ kernel void matmul_wide(device const uchar *w0     [[buffer(0)]],
 #else
     threadgroup uint4 ring[WIDE_STAGES * WIDE_TOKENS * 8];
 #endif
-    uint j = 0;
-    while (j + 1u < p.jobs && tg.x >= p.job[j + 1u].first_tile) { j += 1u; }
-    device const uchar *w = j < 4u ? (j < 2u ? (j == 0u ? w0 : w1) : (j == 2u ? w2 : w3))
-                                   : (j < 6u ? (j == 4u ? w4 : w5) : (j == 6u ? w6 : w7));
+    const uint j = matvec_find(p, tg.x);
+    device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     const uint row = (tg.x - p.job[j].first_tile) * WIDE_ROWS, first = tg.y * WIDE_TOKENS;
     const uint n = min(p.n - first, uint(WIDE_TOKENS));
     if (p.job[j].type == GPU_F16) {
@@ -143,8 +142,8 @@ kernel void experts_gate_up_wide(device const uchar *gate     [[buffer(0)]],
     both.plane = p.plane;
     both.columns = p.columns;
     float acc[2][WIDE_PLACES / 2];
-    wide_product<GPU_IQ2_XXS_PLANES, 2, WIDE_PLACES>(both, x, p.stride, tile.y, tile.z, ring, (threadgroup const uchar *)table,
-                                                    tid, sg, lane, acc);
+    wide_product<GPU_IQ2_XXS_PLANES, 2, WIDE_PLACES>(both, x, p.stride, tile.y, tile.z, ring,
+                                                     (threadgroup const uchar *)table, tid, sg, lane, acc);
     // Packed as the next product wants it: these 64 rows are 64 of its columns.
     threadgroup_barrier(mem_flags::mem_threadgroup);
     threadgroup half *packed = (threadgroup half *)(ring + (sg / 4) * (8 * WIDE_PLACES));
@@ -195,8 +194,8 @@ kernel void experts_down_wide(device const uchar *down     [[buffer(0)]],
     both.plane = p.plane;
     both.columns = p.columns;
     float acc[2][WIDE_PLACES / 2];
-    wide_product<GPU_Q2_K_PLANES, 2, WIDE_PLACES>(both, h, p.stride, tile.y, tile.z, ring, (threadgroup const uchar *)0, tid, sg,
-                                                 lane, acc);
+    wide_product<GPU_Q2_K_PLANES, 2, WIDE_PLACES>(both, h, p.stride, tile.y, tile.z, ring,
+                                                  (threadgroup const uchar *)0, tid, sg, lane, acc);
     #pragma unroll
     for (ushort s = 0; s < 2; ++s) {
         const uint mine = tg.x * 2u * WIDE_ROWS + 128u * (sg / 4) + 64u * s + 16u * (sg & 3) + lane / 4;

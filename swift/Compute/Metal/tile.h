@@ -4,6 +4,9 @@
 //
 // A is [16, k] row-major, B is given transposed ([16, k] row-major, as weights lie), both in threadgroup
 // memory. `ld` is a multiple of 8 halfs and tile corners are aligned to 16 bytes: ldmatrix asks for it.
+//
+// What a lane has of C: rows tile_row and that + 8, of each four columns. tile_add_positive weighs what is
+// above zero of these, and tile_across sums what the lanes of a row have. tile_join: c = c + d.
 #ifndef TILE_H
 #define TILE_H
 #include <metal_stdlib>
@@ -58,6 +61,22 @@ inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort l
         *(threadgroup float2 *)(p + (r + 8) * ld + h * 8 + x) = float2(c.r[h * 4 + 2], c.r[h * 4 + 3]);
     }
 }
+inline void tile_join(thread tile_c &c, thread tile_c &d) {
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) { c.r[i] += d.r[i]; }
+}
+inline void tile_add_positive(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
+    const ushort x = (lane & 3) * 2;
+    const float2 a = *(threadgroup const float2 *)(w + x), b = *(threadgroup const float2 *)(w + x + 8);
+    sum[0] += a.x * max(c.r[0], 0.0f) + a.y * max(c.r[1], 0.0f) + b.x * max(c.r[4], 0.0f) + b.y * max(c.r[5], 0.0f);
+    sum[1] += a.x * max(c.r[2], 0.0f) + a.y * max(c.r[3], 0.0f) + b.x * max(c.r[6], 0.0f) + b.y * max(c.r[7], 0.0f);
+}
+inline ushort tile_row(ushort lane) { return lane >> 2; }
+inline bool tile_is_first(ushort lane) { return (lane & 3) == 0; }
+inline float tile_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 2);
+}
 #else
 struct tile_a { simdgroup_half8x8 m[2][2]; };
 struct tile_b { simdgroup_half8x8 m[2][2]; };
@@ -96,6 +115,24 @@ inline void tile_mma(thread tile_c &c, thread tile_a &a, thread tile_b &b) {
 }
 inline void tile_stage(thread tile_c &c, threadgroup float *p, uint ld, ushort lane) {
     for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) simdgroup_store(c.m[i][j], p + i * 8 * ld + j * 8, ld);
+}
+inline void tile_join(thread tile_c &c, thread tile_c &d) {
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) for (int e = 0; e < 2; ++e) {
+        c.m[i][j].thread_elements()[e] += d.m[i][j].thread_elements()[e];
+    }
+}
+inline void tile_add_positive(thread tile_c &c, threadgroup const float *w, thread float *sum, ushort lane) {
+    const ushort x = (lane / 4 & 2) * 2 + lane % 2 * 2;
+    for (int i = 0; i < 2; ++i) for (int j = 0; j < 2; ++j) {
+        sum[i] += w[j * 8 + x] * max(c.m[i][j].thread_elements()[0], 0.0f)
+                + w[j * 8 + x + 1] * max(c.m[i][j].thread_elements()[1], 0.0f);
+    }
+}
+inline ushort tile_row(ushort lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+inline bool tile_is_first(ushort lane) { return (lane & 9) == 0; }
+inline float tile_across(float v) {
+    v += simd_shuffle_xor(v, 1);
+    return v + simd_shuffle_xor(v, 8);
 }
 #endif
 #endif

@@ -156,7 +156,8 @@ struct wide_weights {
 
 // Fetches a stage: 64 columns of `tokens` tokens, the last of which stands in for those behind it.
 template <ushort N>
-inline void wide_fetch(device const uint4 *x, uint stride, uint first, uint tokens, uint k, threadgroup uint4 *stage, ushort tid) {
+inline void wide_fetch(device const uint4 *x, uint stride, uint first, uint tokens, uint k, threadgroup uint4 *stage,
+                       ushort tid) {
     #pragma unroll
     for (uint i = 0; i < N * 8u / WIDE_THREADS; ++i) {
         const uint at = i * WIDE_THREADS + tid, unit = at / N, token = at % N;
@@ -167,8 +168,8 @@ inline void wide_fetch(device const uint4 *x, uint stride, uint first, uint toke
 // acc[set][N / 2] of one team, as mma leaves them: acc[4·j + c] is row lane / 4 + 8·(c / 2), token
 // 8·j + 2·(lane % 4) + c % 2. `x`: the first column's units. All threads of the threadgroup must call.
 template <uint T, ushort SETS, ushort N>
-inline void wide_product(thread const wide_weights<SETS> &weights, device const uint4 *x, uint stride, uint first, uint tokens,
-                         threadgroup uint4 *ring, threadgroup const uchar *table, ushort tid, ushort sg, ushort lane,
+inline void wide_product(thread const wide_weights<SETS> &weights, device const uint4 *x, uint stride, uint first,
+                         uint tokens, threadgroup uint4 *ring, threadgroup const uchar *table, ushort tid, ushort sg, ushort lane,
                          thread float (&acc)[SETS][N / 2]) {
     const uint steps = weights.columns / WIDE_K, size = N * 8u;
     #pragma unroll
