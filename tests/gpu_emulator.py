@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts" / "msl"
 SANITIZED = "PYDS4_EMULATOR_SANITIZED"
 Buffer = NDArray[Any] | bytes | None
+MODES = pytest.mark.parametrize("mode", ["fast", "race"])
 
 
 def toolchain() -> dict[str, str]:
@@ -98,3 +99,21 @@ def run(
         None,
     )
     return str(emulator.msl_error().decode()) if status else ""
+
+
+def check(
+    mode: str, kernel: str, buffers: list[Buffer], grid: tuple[int, ...], threads: int
+) -> None:
+    """Runs a kernel of the whole library; the test fails with what the emulator objects to."""
+    complaint = run(library(mode), kernel, buffers, grid=grid, threads=threads)
+    assert not complaint, complaint
+
+
+def floats(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Normally distributed."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def nan(*shape: int) -> NDArray[np.float32]:
+    """Output that a kernel must overwrite."""
+    return np.full(shape, np.nan, np.float32)

@@ -50,10 +50,9 @@ extension GPUBackend {
         let y = try arena.tensor(n, call.down.rows)
         let h = try arena.tensor(assignments * call.gate.rows + n * call.sharedGate.width)
         // Kernels for weights as CUDA keeps them in the usual mix.
-        let integers = !isExact && !device.isUnified
-        let isGate = integers && arguments.type == UInt32(GPU_IQ2_XXS_PLANES)
+        let isGate = usesOwnMemory && arguments.type == UInt32(GPU_IQ2_XXS_PLANES)
             && call.gate.count * call.gate.rows * call.gate.rowByteCount < 1 << 32
-        let isDown = integers && arguments.down_type == UInt32(GPU_Q2_K_PLANES)
+        let isDown = usesOwnMemory && arguments.down_type == UInt32(GPU_Q2_K_PLANES)
             && arguments.shared_type == UInt32(GPU_Q8_0_PLANES)
         let gateRows = isGate
             ? Self.int8Rows(call.gate.rows, times: assignments, least: call.gate.rows % 32 == 0 ? 32 : 8) : Self.expertRows
@@ -91,7 +90,7 @@ extension GPUBackend {
                                 columns: UInt32(matrix.columns), ldx: UInt32(matrix.columns), ldy: UInt32(matrix.rows),
                                 group_rows: UInt32(matrix.rows), gather: UInt32(gather), plane: w.plane))
         }
-        if !device.isUnified, arguments.type == UInt32(GPU_IQ2_XXS_PLANES), arguments.down_type == UInt32(GPU_Q2_K_PLANES),
+        if usesOwnMemory, arguments.type == UInt32(GPU_IQ2_XXS_PLANES), arguments.down_type == UInt32(GPU_Q2_K_PLANES),
            hidden % Self.wideColumns == 0, inner % Self.wideColumns == 0 {
             try manyWide(call, order: order, tiles: tiles, place: place, arguments, y)
             arena.release(to: mark)

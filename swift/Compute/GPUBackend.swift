@@ -21,9 +21,6 @@ public final class GPUBackend: Backend {
     private var leaving: (streams: Tensor, y: Tensor, mix: HyperConnectionMix)?
     private var moved: Tensor?
 
-    /// Above this many tokens weights are read once a tile, not once for four tokens.
-    static let fewTokens = 8
-
     public init(_ device: any GPUDevice, isExact: Bool = false) {
         self.device = device
         self.isExact = isExact
@@ -90,173 +87,17 @@ public final class GPUBackend: Backend {
 
     public func project(_ x: Tensor, _ matrices: [Matrix]) throws -> [Tensor] {
         let outputs = try matrices.map { try arena.tensor(x.rows, $0.rows) }
-        try multiply(x, zip(matrices, outputs).map { ($0, $1, 1) })
+        try multiply(x, zip(matrices, outputs).map { Product(matrix: $0, y: $1, groups: 1) })
         return outputs
     }
 
     public func projectGroups(_ x: Tensor, _ matrix: Matrix, groups: Int) throws -> Tensor {
         let out = try arena.tensor(x.rows, matrix.rows)
-        try multiply(x, [(matrix, out, groups)])
+        try multiply(x, [Product(matrix: matrix, y: out, groups: groups)])
         return out
     }
 
     private static let mixTypes: Set<Int32> = [Int32(GPU_F32), Int32(GPU_F16), Int32(GPU_BF16), Int32(GPU_Q8_0)]
-    private static let tileTypes: Set<UInt32> = Set(
-        [GPU_F16, GPU_Q8_0, GPU_Q8_0_PLANES, GPU_MXFP4, GPU_Q2_K, GPU_Q2_K_PLANES, GPU_Q4_K, GPU_IQ2_XXS,
-         GPU_IQ2_XXS_PLANES]
-            .map { UInt32($0) })
-    private static let commonTypes: Set<UInt32> = Set([GPU_F32, GPU_F16, GPU_Q8_0_PLANES].map { UInt32($0) })
-    static let tileTokens = 64
-    static let tileRows = 128
-
-    func usesTiles(_ weight: GPUWeight, tokens: Int) -> Bool {
-        !isExact && tokens > Self.fewTokens && Self.tileTypes.contains(weight.type)
-    }
-
-    /// y = w · x for each of `jobs`; in `groups` groups of rows that each read their own slice of x.
-    private func multiply(_ x: Tensor, _ jobs: [(matrix: Matrix, y: Tensor, groups: Int)]) throws {
-        var few: [(matrix: Matrix, y: Tensor, groups: Int)] = [], wide = few
-        for job in jobs {
-            let w = weights[job.matrix], rows = job.matrix.rows
-            if usesWide(w, rows: rows, columns: job.matrix.columns, groups: job.groups, tokens: x.rows) {
-                wide.append(job)
-                continue
-            }
-            // A tile of rows reads one slice.
-            guard usesTiles(w, tokens: x.rows), rows / job.groups % Self.tileRows == 0 || job.groups == 1 else {
-                few.append(job)
-                continue
-            }
-            dispatch(.matmul_tile,
-                     ((rows + Self.tileRows - 1) / Self.tileRows, (x.rows + Self.tileTokens - 1) / Self.tileTokens, 1),
-                     [w.address, x.floats.raw, job.y.floats.raw],
-                     gpu_matmul(type: w.type, n: UInt32(x.rows), rows: UInt32(rows), columns: UInt32(job.matrix.columns),
-                                ldx: UInt32(x.width), ldy: UInt32(rows), group_rows: UInt32(rows / job.groups),
-                                gather: 0, plane: w.plane))
-        }
-        try multiplyWide(x, wide)
-        for first in stride(from: 0, to: few.count, by: GPU_MOST_JOBS) {
-            try multiplyFew(x, few[first..<min(first + GPU_MOST_JOBS, few.count)])
-        }
-    }
-
-    private static let wideTypes: Set<UInt32> = Set([GPU_F16, GPU_Q8_0_PLANES].map { UInt32($0) })
-    static let wideTokens = 128
-    static let wideColumns = 64
-
-    private func usesWide(_ weight: GPUWeight, rows: Int, columns: Int, groups: Int, tokens: Int) -> Bool {
-        !isExact && !device.isUnified && tokens > Self.fewTokens && Self.wideTypes.contains(weight.type)
-            && columns % Self.wideColumns == 0 && (groups == 1 || rows / groups % Self.tileRows == 0)
-    }
-
-    /// x as halfs in the order that wide products read it; `order`: of sorted assignments, `used` a row of x.
-    func pack(_ x: Tensor, order: IntTensor? = nil, used: Int = 0) throws -> (halfs: UnsafeRawPointer, stride: Int) {
-        let count = order?.count ?? x.rows, stride = (count + 7) / 8 * 8
-        let out = try arena.tensor(stride * x.width / 2)
-        dispatch(.half_pack, ((count + 255) / 256, x.width / Self.wideColumns, 1),
-                 [x.floats.raw, order?.ints.raw ?? x.floats.raw, out.floats.raw],
-                 gpu_pack(n: UInt32(count), ldx: UInt32(x.width), stride: UInt32(stride), gather: UInt32(used)))
-        return (out.floats.raw, stride)
-    }
-
-    /// Matrices that read the same x, in one launch for eight of them.
-    private func multiplyWide(_ x: Tensor, _ jobs: [(matrix: Matrix, y: Tensor, groups: Int)]) throws {
-        guard !jobs.isEmpty else { return }
-        let mark = arena.mark()
-        defer { arena.release(to: mark) }
-        let packed = try pack(x)
-        for first in stride(from: 0, to: jobs.count, by: GPU_MOST_JOBS) {
-            let some = jobs[first..<min(first + GPU_MOST_JOBS, jobs.count)], base = some.map(\.y.floats).min()!
-            var call = gpu_matvec()
-            call.n = UInt32(x.rows)
-            call.ldx = UInt32(packed.stride)
-            call.jobs = UInt32(some.count)
-            var addresses: [UnsafeRawPointer?] = [], tiles = 0
-            withUnsafeMutableBytes(of: &call.job) { bytes in
-                let list = bytes.bindMemory(to: gpu_matrix_job.self)
-                for (slot, job) in some.enumerated() {
-                    let w = weights[job.matrix], rows = job.matrix.rows
-                    list[slot] = gpu_matrix_job(
-                        type: w.type, rows: UInt32(rows), columns: UInt32(job.matrix.columns),
-                        group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles), tile_rows: UInt32(Self.tileRows),
-                        slices: 1, unused: 0, plane: w.plane, out: UInt64(job.y.floats - base))
-                    tiles += (rows + Self.tileRows - 1) / Self.tileRows
-                    addresses.append(w.address)
-                }
-            }
-            while addresses.count < GPU_MOST_JOBS { addresses.append(addresses[0]) }
-            dispatch(.matmul_wide, (tiles, (x.rows + Self.wideTokens - 1) / Self.wideTokens, 1),
-                     addresses + [packed.halfs, UnsafeRawPointer(base)], call)
-        }
-    }
-
-    private static let matvecRows = 8
-
-    /// How the integer kernels divide a matrix: slices of columns, one a simdgroup, of which a threadgroup has 8.
-    private static func slices(columns: Int, tokens: Int) -> Int {
-        tokens > 1 ? (columns >= 4096 ? 8 : columns >= 2048 ? 4 : 1) : columns > 4096 ? 8 : columns > 2048 ? 4 : columns > 1024 ? 2 : 1
-    }
-
-    /// Rows of a tile of each of `jobs`. One token: enough that threadgroups repeat little of the work on
-    /// activations, few enough that there are some for every multiprocessor. nil: they are not for these kernels.
-    private func int8Tiles(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) -> [Int]? {
-        guard x.rows <= Self.fewTokens, !isExact, !device.isUnified else { return nil }
-        let least = jobs.map { (x.rows > 1 ? 128 : 32) / Self.slices(columns: $0.matrix.columns, tokens: x.rows) }
-        let tiles = zip(jobs, least).reduce(0) { $0 + ($1.0.matrix.rows + $1.1 - 1) / $1.1 }
-        let steps = x.rows > 1 ? 1 : [8, 4, 2].first { tiles / $0 >= Self.fewTiles } ?? 1
-        for (job, rows) in zip(jobs, least) {
-            let groupRows = job.matrix.rows / job.groups
-            guard Self.commonTypes.contains(weights[job.matrix].type), job.matrix.rows % 4 == 0,
-                  x.rows == 1 || job.matrix.columns % 128 == 0,
-                  job.groups == 1 || groupRows % (rows * steps) == 0 else { return nil }
-        }
-        return least.map { $0 * steps }
-    }
-
-    private static let fewTiles = 256
-
-    private func multiplyFew(_ x: Tensor, _ jobs: ArraySlice<(matrix: Matrix, y: Tensor, groups: Int)>) throws {
-        // One base address: jobs say how far their output is from it.
-        let base = jobs.map(\.y.floats).min()!
-        var call = gpu_matvec()
-        call.n = UInt32(x.rows)
-        call.ldx = UInt32(x.width)
-        call.jobs = UInt32(jobs.count)
-        var addresses: [UnsafeRawPointer?] = [], tiles = 0, isCommon = true
-        let tileRows = int8Tiles(x, jobs)
-        withUnsafeMutableBytes(of: &call.job) { bytes in
-            let list = bytes.bindMemory(to: gpu_matrix_job.self)
-            for (slot, job) in jobs.enumerated() {
-                let w = weights[job.matrix], rows = job.matrix.rows
-                list[slot] = gpu_matrix_job(
-                    type: w.type, rows: UInt32(rows), columns: UInt32(job.matrix.columns),
-                    group_rows: UInt32(rows / job.groups), first_tile: UInt32(tiles),
-                    tile_rows: UInt32(tileRows?[slot] ?? Self.matvecRows),
-                    slices: UInt32(Self.slices(columns: job.matrix.columns, tokens: x.rows)), unused: 0, plane: w.plane,
-                    out: UInt64(job.y.floats - base))
-                // A simdgroup's two rows read one slice of x.
-                precondition(job.groups == 1 || rows / job.groups % 2 == 0)
-                tiles += (rows - 1) / (tileRows?[slot] ?? Self.matvecRows) + 1
-                addresses.append(w.address)
-                isCommon = isCommon && Self.commonTypes.contains(w.type)
-            }
-        }
-        while addresses.count < GPU_MOST_JOBS { addresses.append(addresses[0]) }
-        addresses += [UnsafeRawPointer(x.floats), UnsafeRawPointer(base)]
-        if x.rows == 1 {
-            dispatch(tileRows != nil ? .matvec_int8 : isCommon ? .matvec_common : .matvec_1, (tiles, 1, 1), addresses, call)
-        } else if tileRows != nil {
-            let mark = arena.mark()
-            defer { arena.release(to: mark) }
-            let bytes = try arena.tensor(Self.fewTokens * x.width / 2), scales = try arena.tensor(Self.fewTokens * x.width / 32)
-            dispatch(.int8_pack, ((x.width + 127) / 128, 1, 1), [x.floats.raw, bytes.floats.raw, scales.floats.raw],
-                     gpu_pack(n: UInt32(x.rows), ldx: UInt32(x.width), stride: 0, gather: 0))
-            dispatch(.matvec_int8_many, (tiles, 1, 1),
-                     addresses[..<GPU_MOST_JOBS] + [x.floats.raw, bytes.floats.raw, scales.floats.raw, UnsafeRawPointer(base)], call)
-        } else {
-            dispatch(.matvec_4, (tiles, (x.rows + 3) / 4, 1), addresses, call)
-        }
-    }
 
     public func rmsNorm(_ x: Tensor, width: Int, weight: Vector, epsilon: Float) throws -> Tensor {
         let out = Tensor(shape: x.shape, floats: try arena.tensor(x.count).floats)

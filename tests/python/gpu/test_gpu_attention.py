@@ -10,6 +10,7 @@ import gpu_emulator
 import numpy as np
 import pytest
 from golden import errors
+from gpu_emulator import floats
 from numpy.typing import NDArray
 
 import pyds4
@@ -37,10 +38,6 @@ def _run(
     assert not complaint
 
 
-def _random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
-
-
 @dataclass
 class Rows:
     """Rows of attention memory: their bytes, and what these mean."""
@@ -57,7 +54,7 @@ class Rows:
 
 
 def _plain_rows(count: int, dim: int, rope: int = 0, *, seed: int = 0) -> Rows:
-    values = _random(count, dim, seed=seed)
+    values = floats(count, dim, seed=seed)
     return Rows(GPU_ROW_F32, dim, rope, values.view(np.uint8), values.astype(np.float64))
 
 
@@ -132,8 +129,8 @@ def _check_scores(
     if rows.kind == GPU_ROW_FP4:
         q = _fp4_rows(n * heads, seed=1).values.reshape(n, heads, 128)
     else:
-        q = _random(n, heads, rows.dim, seed=1).astype(np.float64)
-    w = _random(n, heads, seed=2)
+        q = floats(n, heads, rows.dim, seed=1).astype(np.float64)
+    w = floats(n, heads, seed=2)
     lines = [_pages(rows, 64) for _ in positions] if apart else [_pages(rows, 64)]
     stride = len(lines[0].words) if apart else 0
     scores = np.full((n, count), np.nan, F32)
@@ -232,8 +229,8 @@ class Attention:
     def __post_init__(self) -> None:
         dim, draw = self.rows.dim, np.random.default_rng(7)
         self.total = self.first + self.n
-        self.q = _random(self.n, self.heads, dim, seed=3)
-        self.sinks = _random(self.heads, seed=4)
+        self.q = floats(self.n, self.heads, dim, seed=3)
+        self.sinks = floats(self.heads, seed=4)
         self.scale = dim**-0.5
         angle = draw.uniform(0, 6, (self.n, self.rows.rope // 2))
         self.table = np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(F32)

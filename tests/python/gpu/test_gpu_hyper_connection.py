@@ -8,35 +8,17 @@ from typing import Any
 import gpu_emulator
 import numpy as np
 import pytest
+from gpu_emulator import MODES, check, floats, nan
 from numpy.typing import NDArray
 
 F32, F64 = np.float32, np.float64
-MODES = pytest.mark.parametrize("mode", ["fast", "race"])
 GPU_F32, GPU_F16, GPU_Q8_0 = 0, 1, 8
 ITERATIONS, NORM_EPSILON, EPSILON, INPUT_EPSILON = 20, 1e-6, 1e-5, 2e-6
-
-
-def _random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
-
-
-def _nan(*shape: int) -> NDArray[np.float32]:
-    """Output that a kernel must overwrite."""
-    return np.full(shape, np.nan, F32)
 
 
 def _call(n: int, dim: int, outputs: int, kind: int) -> bytes:
     numbers = (n, dim, outputs, ITERATIONS, NORM_EPSILON, EPSILON, INPUT_EPSILON, kind, 0)
     return struct.pack("<4I3fIQ", *numbers)
-
-
-def _run(
-    mode: str, kernel: str, buffers: list[gpu_emulator.Buffer], grid: tuple[int, ...], threads: int
-) -> None:
-    complaint = gpu_emulator.run(
-        gpu_emulator.library(mode), kernel, buffers, grid=grid, threads=threads
-    )
-    assert not complaint
 
 
 def _mixed(streams: NDArray[np.float32], fn: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -64,7 +46,7 @@ def _quantised(fn: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
 def test_each_output_is_a_product_with_all_four_streams(
     mode: str, dim: int, outputs: int, kind: int
 ) -> None:
-    streams, fn = _random(2, 4, dim), _random(outputs, 4 * dim, seed=1)
+    streams, fn = floats(2, 4, dim), floats(outputs, 4 * dim, seed=1)
     stored: NDArray[Any] = fn
     wide = fn.astype(F64)
     if kind == GPU_F16:
@@ -72,9 +54,9 @@ def test_each_output_is_a_product_with_all_four_streams(
         wide = stored.astype(F64)
     if kind == GPU_Q8_0:
         stored, wide = _quantised(fn)
-    mix = _nan(2, 4, outputs + 4)
+    mix = nan(2, 4, outputs + 4)
     call = _call(2, dim, outputs, kind)
-    _run(mode, "hc_mix", [streams, stored, mix, call], (outputs + 1, 2, 4), 256)
+    check(mode, "hc_mix", [streams, stored, mix, call], (outputs + 1, 2, 4), 256)
     wanted = _mixed(streams, wide)
     np.testing.assert_allclose(_summed(mix), wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
@@ -83,12 +65,12 @@ def test_each_output_is_a_product_with_all_four_streams(
 @pytest.mark.parametrize("n", [1, 31, 33])
 @pytest.mark.parametrize(("dim", "kind"), [(128, GPU_F16), (384, GPU_F32)])
 def test_parts_of_many_tokens_add_up_to_each_output(mode: str, n: int, dim: int, kind: int) -> None:
-    streams, fn = _random(n, 4, dim), _random(24, 4 * dim, seed=1)
+    streams, fn = floats(n, 4, dim), floats(24, 4 * dim, seed=1)
     if kind == GPU_F16:
         fn = fn.astype(np.float16)
-    mix = _nan(n, 4, 28)
+    mix = nan(n, 4, 28)
     call = _call(n, dim, 24, kind)
-    _run(mode, "hc_mix_many", [streams, fn, mix, call], (4, (n + 31) // 32), 256)
+    check(mode, "hc_mix_many", [streams, fn, mix, call], (4, (n + 31) // 32), 256)
     np.testing.assert_allclose(_summed(mix), _mixed(streams, fn), rtol=1e-5, atol=1e-4)
 
 
@@ -120,14 +102,14 @@ def _collapsed(
 def test_way_in_is_a_normed_sum_and_the_way_out_is_doubly_stochastic(
     mode: str, n: int, dim: int
 ) -> None:
-    streams, norm = _random(n, 4, dim), _random(dim, seed=1)
-    lines = _random(n, 4, 28, seed=2)
+    streams, norm = floats(n, 4, dim), floats(dim, seed=1)
+    lines = floats(n, 4, 28, seed=2)
     lines[:, :, 24] = dim  # of unit variance
-    scale, base = np.array([1.5, 0.75, 2.0], F32), _random(24, seed=3)
-    post, comb, x = _nan(n, 4), _nan(n, 4, 4), _nan(n, dim)
+    scale, base = np.array([1.5, 0.75, 2.0], F32), floats(24, seed=3)
+    post, comb, x = nan(n, 4), nan(n, 4, 4), nan(n, dim)
     call = _call(n, dim, 24, GPU_F16)
     buffers: list[gpu_emulator.Buffer] = [lines, scale, base, streams, norm, post, comb, x, call]
-    _run(mode, "hc_enter", buffers, ((n + 15) // 16 + n,), 512)
+    check(mode, "hc_enter", buffers, ((n + 15) // 16 + n,), 512)
     mix = lines.astype(F64).sum(1)
     mix = mix[:, :24] / np.sqrt(mix[:, 24:25] / (4 * dim) + NORM_EPSILON)
     mix = mix * np.repeat(scale.astype(F64), [4, 4, 16]) + base
@@ -141,11 +123,11 @@ def test_way_in_is_a_normed_sum_and_the_way_out_is_doubly_stochastic(
 @MODES
 def test_head_is_the_way_in_alone(mode: str) -> None:
     n, dim = 2, 160
-    streams, norm, lines = _random(n, 4, dim), _random(dim, seed=1), _random(n, 4, 8, seed=2)
+    streams, norm, lines = floats(n, 4, dim), floats(dim, seed=1), floats(n, 4, 8, seed=2)
     lines[:, :, 4] = dim
-    scale, base, x = np.array([1.5], F32), _random(4, seed=3), _nan(n, dim)
+    scale, base, x = np.array([1.5], F32), floats(4, seed=3), nan(n, dim)
     call = _call(n, dim, 4, GPU_F16)
-    _run(mode, "hc_head", [lines, scale, base, streams, norm, x, call], (n,), 512)
+    check(mode, "hc_head", [lines, scale, base, streams, norm, x, call], (n,), 512)
     mix = lines[:, :, :4].astype(F64).sum(1) / np.sqrt(1 + NORM_EPSILON) * 1.5 + base
     wanted = _collapsed(streams, _sigmoid(mix) + EPSILON, norm)
     np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=2e-6)
@@ -164,12 +146,12 @@ def _left(
 @MODES
 def test_leaving_mixes_streams_and_adds_the_result_to_each(mode: str) -> None:
     n, dim = 3, 300
-    streams, y = _random(n, 4, dim), _random(n, dim, seed=1)
-    post, comb = _random(n, 4, seed=2), _random(n, 4, 4, seed=3)
+    streams, y = floats(n, 4, dim), floats(n, dim, seed=1)
+    post, comb = floats(n, 4, seed=2), floats(n, 4, 4, seed=3)
     wanted = _left(streams, y, post, comb)
     call = _call(n, dim, 24, GPU_F16)
-    before, out = streams.copy(), _nan(n, 4, dim)
-    _run(mode, "hc_leave", [y, post, comb, streams, out, call], (2, n), 256)
+    before, out = streams.copy(), nan(n, 4, dim)
+    check(mode, "hc_leave", [y, post, comb, streams, out, call], (2, n), 256)
     np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(streams, before)
 
@@ -181,15 +163,15 @@ def test_leaving_and_mixing_in_one_launch_do_what_two_do(
     mode: str, dim: int, outputs: int, kind: int
 ) -> None:
     n = 2
-    streams, y = _random(n, 4, dim), _random(n, dim, seed=1)
-    post, comb = _random(n, 4, seed=2), _random(n, 4, 4, seed=3)
-    fn: NDArray[np.floating] = _random(outputs, 4 * dim, seed=4)
+    streams, y = floats(n, 4, dim), floats(n, dim, seed=1)
+    post, comb = floats(n, 4, seed=2), floats(n, 4, 4, seed=3)
+    fn: NDArray[np.floating] = floats(outputs, 4 * dim, seed=4)
     if kind == GPU_F16:
         fn = fn.astype(np.float16)
-    before, out, mix = streams.copy(), _nan(n, 4, dim), _nan(n, 4, outputs + 4)
+    before, out, mix = streams.copy(), nan(n, 4, dim), nan(n, 4, outputs + 4)
     call = _call(n, dim, outputs, kind)
     buffers: list[gpu_emulator.Buffer] = [y, post, comb, streams, fn, out, mix, call]
-    _run(mode, "hc_leave_mix", buffers, (outputs + 1, n, 4), 256)
+    check(mode, "hc_leave_mix", buffers, (outputs + 1, n, 4), 256)
     np.testing.assert_allclose(out, _left(streams, y, post, comb), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(streams, before)
     wanted = _mixed(out, fn)

@@ -10,12 +10,12 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 from gguf.quants import dequantize
+from gpu_emulator import MODES, check, floats, nan
 from numpy.typing import NDArray
 
 from pyds4.synth.blocks import random_blocks
 
 F32 = np.float32
-MODES = pytest.mark.parametrize("mode", ["fast", "race"])
 F16, Q8_0_PLANES, Q2_K_PLANES, IQ2_XXS_PLANES = 1, 108, 110, 116
 REPACK = {
     Type.Q8_0: ("quant_repack_q8_0", 32),
@@ -29,24 +29,6 @@ INTEGERS = 6e-5
 HALFS = 1e-3
 
 
-def _random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
-
-
-def _nan(*shape: int) -> NDArray[np.float32]:
-    """Output that a kernel must overwrite."""
-    return np.full(shape, np.nan, F32)
-
-
-def _run(
-    mode: str, kernel: str, buffers: list[gpu_emulator.Buffer], grid: tuple[int, ...], threads: int
-) -> None:
-    complaint = gpu_emulator.run(
-        gpu_emulator.library(mode), kernel, buffers, grid=grid, threads=threads
-    )
-    assert not complaint
-
-
 def _planes(kind: Type, rows: int, columns: int, seed: int) -> Planes:
     """Random weights as a device keeps them, the bytes before their scales, and as numbers."""
     per_block, size = GGML_QUANT_SIZES[kind]
@@ -55,7 +37,7 @@ def _planes(kind: Type, rows: int, columns: int, seed: int) -> Planes:
     kernel, quants = REPACK[kind]
     out = np.full(blocks.size, 255, np.uint8)
     call = struct.pack("<3Q", count, 0, count * quants)
-    _run("fast", kernel, [blocks.copy(), out, call], ((count + 255) // 256,), 256)
+    check("fast", kernel, [blocks.copy(), out, call], ((count + 255) // 256,), 256)
     numbers = dequantize(blocks, kind).reshape(rows, columns).astype(np.float64)
     return out, count * quants, numbers
 
@@ -76,7 +58,7 @@ def _close(found: NDArray[np.float32], wanted: NDArray[np.float64], bound: float
 @MODES
 @pytest.mark.parametrize(("columns", "slices"), [(288, 1), (1024, 1), (3072, 4)])
 def test_one_token_times_integers_and_halfs(mode: str, columns: int, slices: int) -> None:
-    x, halfs = _random(1, columns), _random(12, columns, seed=1).astype(np.float16)
+    x, halfs = floats(1, columns), floats(12, columns, seed=1).astype(np.float16)
     planes, plane, numbers = _planes(Type.Q8_0, 20, columns, 2)
     tile = 32 // slices
     tiles = (12 + tile - 1) // tile, (20 + tile - 1) // tile
@@ -84,9 +66,9 @@ def test_one_token_times_integers_and_halfs(mode: str, columns: int, slices: int
     call += _job(F16, 12, columns, 0, tile, slices, 0, 0)
     call += _job(Q8_0_PLANES, 20, columns, tiles[0], tile, slices, plane, 12)
     call += bytes(6 * 48)
-    y = _nan(32)
+    y = nan(32)
     w: list[gpu_emulator.Buffer] = [halfs, planes, *[halfs] * 6]
-    _run(mode, "matvec_int8", [*w, x, y, call], (sum(tiles),), 256)
+    check(mode, "matvec_int8", [*w, x, y, call], (sum(tiles),), 256)
     wide = x[0].astype(np.float64)
     _close(y, np.concatenate([halfs.astype(np.float64) @ wide, numbers @ wide]), INTEGERS)
 
@@ -97,23 +79,23 @@ def test_several_tokens_times_integers_and_halfs(
     mode: str, n: int, columns: int, slices: int
 ) -> None:
     groups = 2
-    x, halfs = _random(n, groups * columns), _random(20, columns, seed=1).astype(np.float16)
+    x, halfs = floats(n, groups * columns), floats(20, columns, seed=1).astype(np.float16)
     tile = 128 // slices
     rows = groups * tile
     planes, plane, numbers = _planes(Type.Q8_0, rows, columns, 2)
     data = np.full(8 * x.shape[1] * 2, 255, np.uint8)
-    scales = _nan(8 * x.shape[1] // 32)
+    scales = nan(8 * x.shape[1] // 32)
     pack = struct.pack("<4I", n, x.shape[1], 0, 0)
-    _run(mode, "int8_pack", [x, data, scales, pack], ((x.shape[1] + 127) // 128,), 256)
+    check(mode, "int8_pack", [x, data, scales, pack], ((x.shape[1] + 127) // 128,), 256)
     first = (20 + tile - 1) // tile
     call = struct.pack("<4I", n, x.shape[1], 2, 0)
     call += _job(F16, 20, columns, 0, tile, slices, 0, 0)
     call += _job(Q8_0_PLANES, rows, columns, first, tile, slices, plane, n * 20, groups)
     call += bytes(6 * 48)
-    y = _nan(n * (20 + rows))
+    y = nan(n * (20 + rows))
     w: list[gpu_emulator.Buffer] = [halfs, planes, *[halfs] * 6]
     grid = (first + groups,)
-    _run(mode, "matvec_int8_many", [*w, x, data, scales, y, call], grid, 256)
+    check(mode, "matvec_int8_many", [*w, x, data, scales, y, call], grid, 256)
     wide = x.astype(np.float64)
     _close(y[: n * 20].reshape(n, 20), wide[:, :columns] @ halfs.T.astype(np.float64), INTEGERS)
     cut = wide.reshape(n, groups, columns)
@@ -141,10 +123,10 @@ def _experts(hidden: int, inner: int, experts: int) -> list[Planes]:
 @pytest.mark.parametrize("hidden", [256, 1280])
 def test_experts_of_few_tokens_are_integer_products(mode: str, hidden: int) -> None:
     n, used, inner, experts, shared, clamp = 2, 3, 256, 4, 160, 9.0
-    x, weights = _random(n, hidden) * F32(0.1), np.abs(_random(n, used, seed=4))
+    x, weights = floats(n, hidden) * F32(0.1), np.abs(floats(n, used, seed=4))
     ids = np.array([[2, 0, 3], [1, 3, 2]], np.int32)
     (gate, plane, g), (up, _, u), (down, down_plane, d) = _experts(hidden, inner, experts)
-    shared_gate, shared_up = _random(n, shared, seed=5), _random(n, shared, seed=6)
+    shared_gate, shared_up = floats(n, shared, seed=5), floats(n, shared, seed=6)
     shared_down, shared_plane, s = _planes(Type.Q8_0, hidden, shared, 7)
 
     def call(tile: int) -> bytes:
@@ -152,12 +134,12 @@ def test_experts_of_few_tokens_are_integer_products(mode: str, hidden: int) -> N
                            hidden, inner, shared, clamp, clamp, tile, plane, down_plane,
                            shared_plane)  # fmt: skip
 
-    h = _nan(n * used * inner + n * shared)
+    h = nan(n * used * inner + n * shared)
     buffers: list[gpu_emulator.Buffer] = [
         gate, up, x, ids, weights, shared_gate, shared_up, h, call(32)]  # fmt: skip
-    _run(mode, "experts_gate_up_int8", buffers, (inner // 32, n * used + n), 256)
-    y = _nan(n, hidden)
-    _run(
+    check(mode, "experts_gate_up_int8", buffers, (inner // 32, n * used + n), 256)
+    y = nan(n, hidden)
+    check(
         mode, "experts_down_int8", [down, shared_down, h, ids, y, call(16)], (hidden // 16, n), 256
     )
     wide = x.astype(np.float64)
@@ -176,19 +158,19 @@ def test_experts_of_few_tokens_are_integer_products(mode: str, hidden: int) -> N
 @pytest.mark.parametrize(("n", "rows"), [(9, 64), (130, 200)])
 def test_wide_products_write_what_they_own_and_nothing_else(mode: str, n: int, rows: int) -> None:
     columns, stride = 192, (n + 7) // 8 * 8
-    x, halfs = _random(n, columns), _random(rows, columns, seed=1).astype(np.float16)
+    x, halfs = floats(n, columns), floats(rows, columns, seed=1).astype(np.float16)
     planes, plane, numbers = _planes(Type.Q8_0, rows, columns, 2)
     packed = np.zeros((columns // 8, stride, 8), np.float16)
     pack = struct.pack("<4I", n, columns, stride, 0)
-    _run(mode, "half_pack", [x, x, packed, pack], ((n + 255) // 256, columns // 64), 256)
+    check(mode, "half_pack", [x, x, packed, pack], ((n + 255) // 256, columns // 64), 256)
     tiles = (rows + 127) // 128
     call = struct.pack("<4I", n, stride, 2, 0)
     call += _job(F16, rows, columns, 0, 128, 1, 0, 0)
     call += _job(Q8_0_PLANES, rows, columns, tiles, 128, 1, plane, n * rows)
     call += bytes(6 * 48)
-    y = _nan(2, n, rows)
+    y = nan(2, n, rows)
     w: list[gpu_emulator.Buffer] = [halfs, planes, *[halfs] * 6]
-    _run(mode, "matmul_wide", [*w, packed, y, call], (2 * tiles, (n + 127) // 128), 256)
+    check(mode, "matmul_wide", [*w, packed, y, call], (2 * tiles, (n + 127) // 128), 256)
     rounded = x.astype(np.float16).astype(np.float64)
     _close(y[0], rounded @ halfs.T.astype(np.float64), 1e-5)
     _close(y[1], rounded @ numbers.T, HALFS)
@@ -197,7 +179,7 @@ def test_wide_products_write_what_they_own_and_nothing_else(mode: str, n: int, r
 @MODES
 def test_wide_experts_take_sorted_assignments(mode: str) -> None:
     n, used, hidden, inner, experts, clamp = 20, 2, 256, 256, 3, 9.0
-    x, weights = _random(n, hidden) * F32(0.1), np.abs(_random(n * used, seed=4))
+    x, weights = floats(n, hidden) * F32(0.1), np.abs(floats(n * used, seed=4))
     ids = np.random.default_rng(5).integers(0, experts, n * used)
     (gate, plane, g), (up, _, u), (down, down_plane, d) = _experts(hidden, inner, experts)
     order = np.argsort(ids, kind="stable").astype(np.uint32)
@@ -207,14 +189,14 @@ def test_wide_experts_take_sorted_assignments(mode: str) -> None:
     stride = n * used
     packed = np.zeros((hidden // 8, stride, 8), np.float16)
     pack = struct.pack("<4I", stride, hidden, stride, used)
-    _run(mode, "half_pack", [x, order, packed, pack], (1, hidden // 64), 256)
-    h, parts = np.zeros((inner // 8, stride, 8), np.float16), _nan(n * used, hidden)
+    check(mode, "half_pack", [x, order, packed, pack], (1, hidden // 64), 256)
+    h, parts = np.zeros((inner // 8, stride, 8), np.float16), nan(n * used, hidden)
     call = struct.pack("<3IfQ", inner, hidden, stride, clamp, plane)
     grid = (inner // 128, len(tiles))
     buffers: list[gpu_emulator.Buffer] = [gate, up, packed, tiles, order, weights, h, call]
-    _run(mode, "experts_gate_up_wide", buffers, grid, 256)
+    check(mode, "experts_gate_up_wide", buffers, grid, 256)
     call = struct.pack("<3IfQ", hidden, inner, stride, clamp, down_plane)
-    _run(mode, "experts_down_wide", [down, h, parts, tiles, call], (1, len(tiles)), 256)
+    check(mode, "experts_down_wide", [down, h, parts, tiles, call], (1, len(tiles)), 256)
     wide = x.astype(np.float64)
     wanted = np.stack([
         d[ids[a]] @ (_glu(g[ids[a]] @ wide[a // used], u[ids[a]] @ wide[a // used], clamp)

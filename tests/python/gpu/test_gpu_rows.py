@@ -7,27 +7,14 @@ import struct
 import gpu_emulator
 import numpy as np
 import pytest
+from gpu_emulator import MODES, check, floats
 from numpy.typing import NDArray
 from reference import E2M1, block_scale, e4m3_values, hadamard
 
 F32, F64 = np.float32, np.float64
-MODES = pytest.mark.parametrize("mode", ["fast", "race"])
 ROW_F32, ROW_FP8, ROW_FP4 = 0, 1, 2
 EPSILON = 1e-6
 Wide = NDArray[np.float64]
-
-
-def _random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
-
-
-def _run(
-    mode: str, kernel: str, buffers: list[gpu_emulator.Buffer], grid: tuple[int, ...], threads: int
-) -> None:
-    complaint = gpu_emulator.run(
-        gpu_emulator.library(mode), kernel, buffers, grid=grid, threads=threads
-    )
-    assert not complaint
 
 
 def _row_bytes(kind: int, dim: int, rope: int) -> int:
@@ -128,12 +115,12 @@ def test_key_rows_are_normed_rotated_and_kept_to_half_a_step(
     mode: str, kind: int, dim: int, rope: int
 ) -> None:
     n = 3
-    kv, norm = _random(n, dim), _random(dim, seed=1)
+    kv, norm = floats(n, dim), floats(dim, seed=1)
     kv[1] *= 1e-3
     angles = np.random.default_rng(2).uniform(-9, 9, (n, rope // 2))
     rows = np.full((n, _row_bytes(kind, dim, rope)), 0xAA, np.uint8)
     call = _format(kind, dim, rope) + struct.pack("<fI", EPSILON, 0)
-    _run(mode, "kv_key_rows", [kv, norm, _table(angles), rows, call], (n,), 256)
+    check(mode, "kv_key_rows", [kv, norm, _table(angles), rows, call], (n,), 256)
     wanted = _turned(_normed(kv.astype(F64), norm), angles)
     _check(rows, wanted, kind, rope)
 
@@ -147,11 +134,11 @@ def test_index_queries_are_rotated_and_rounded_as_rows_are(
     mode: str, dim: int, rope: int, rounded: int
 ) -> None:
     n, heads = 2, 9
-    q = _random(n, heads, dim)
+    q = floats(n, heads, dim)
     angles = np.random.default_rng(2).uniform(-9, 9, (n, 1, rope // 2))
     wanted = _turned(q.astype(F64), angles).reshape(n * heads, dim)
     call = struct.pack("<4I", heads, dim, rope, rounded)
-    _run(mode, "kv_index_queries", [q, _table(angles), call], (2, n), 256)
+    check(mode, "kv_index_queries", [q, _table(angles), call], (2, n), 256)
     found = q.reshape(n * heads, dim)
     if not rounded:
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -166,11 +153,11 @@ def test_index_queries_are_rotated_and_rounded_as_rows_are(
 @pytest.mark.parametrize(("dim", "rope"), [(64, 64), (72, 30), (512, 64)])
 def test_queries_are_normed_head_by_head_and_rotated(mode: str, dim: int, rope: int) -> None:
     n, heads = 2, 9
-    q = _random(n, heads, dim)
+    q = floats(n, heads, dim)
     angles = np.random.default_rng(2).uniform(-9, 9, (n, 1, rope // 2))
     wanted = _turned(_normed(q.astype(F64)), angles)
     call = struct.pack("<3If", heads, dim, rope, EPSILON)
-    _run(mode, "rope_queries_f32", [q, _table(angles), call], (2, n), 256)
+    check(mode, "rope_queries_f32", [q, _table(angles), call], (2, n), 256)
     np.testing.assert_allclose(q, wanted, rtol=1e-5, atol=2e-6)
 
 
@@ -221,8 +208,8 @@ def test_windows_cut_into_any_calls_become_the_same_rows(
 ) -> None:
     n, width, format_rope = sum(calls), 2 * dim if overlaps else dim, 64 if kind == ROW_FP8 else 0
     rope = 32 if kind == ROW_FP4 else 64
-    kv, gate, bias = _random(n, width), _random(n, width, seed=1) * 3, _random(ratio, width, seed=2)
-    norm, frequencies = _random(dim, seed=3), _random(rope // 2, seed=4) ** 2
+    kv, gate, bias = floats(n, width), floats(n, width, seed=1) * 3, floats(ratio, width, seed=2)
+    norm, frequencies = floats(dim, seed=3), floats(rope // 2, seed=4) ** 2
     session = Session(kind, dim, format_rope, 3 if overlaps else 1, n)
     table = np.array(session.line, np.uint64)
     position = 0
@@ -234,12 +221,12 @@ def test_windows_cut_into_any_calls_become_the_same_rows(
         inputs: list[gpu_emulator.Buffer] = [kv[part], gate[part], bias]
         finish: list[gpu_emulator.Buffer] = [norm, frequencies, positions, table, call]
         if count == 1:
-            _run("fast", "compressor_step", inputs + finish, (1,), 256)
+            check("fast", "compressor_step", inputs + finish, (1,), 256)
         else:
             completed = (position + count) // ratio - position // ratio
             if completed:
-                _run("fast", "compressor_rows", inputs + finish, (completed,), 1024)
-            _run("fast", "compressor_state", [*inputs, positions, table, call], (1,), 256)
+                check("fast", "compressor_rows", inputs + finish, (completed,), 1024)
+            check("fast", "compressor_state", [*inputs, positions, table, call], (1,), 256)
         position += count
     pooled = _pooled(kv.astype(F64), gate.astype(F64), bias.astype(F64), ratio, overlaps)
     angles = np.arange(len(pooled), dtype=F64)[:, None] * ratio * frequencies
