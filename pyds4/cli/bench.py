@@ -23,7 +23,7 @@ EPILOG = """\
 For each context: the time to take in a prompt of that many tokens at once, then the time of the
 next tokens behind it, for one session and for several decoded together. Decoding reads the weights
 once a step, so its speed is also given as a share of the rate at which this machine reads memory,
-measured just before. Several repeats give their median.
+measured just before and after. Several repeats give their median.
 
 A peer is measured in turn on the same file with the same number of threads (scripts/build_peer in
 the source tree builds one).
@@ -36,6 +36,8 @@ examples:
 
 _DEFAULT_CONTEXTS = (512, 2048, 8192)
 _WARM_UP_TOKENS = 512
+_STEADY = 1.1
+"""Two readings of memory's rate that differ by more than this factor are not of one state."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -178,8 +180,14 @@ class _Series:
             if self._reader is None:
                 return
             for sessions in self._sessions:
-                memory = self._reader.bytes_per_s()
+                before = self._reader.bytes_per_s()
                 seconds = self._bench.decode(session, self._decode, sessions)
+                after = self._reader.bytes_per_s()
+                if max(before, after) > _STEADY * min(before, after):
+                    note(
+                        f"memory was read at {before / 1e9:.0f} and then {after / 1e9:.0f} GB/s: "
+                        "the share of it below is a guess"
+                    )
                 self._add(
                     Measurement(
                         OURS,
@@ -190,7 +198,7 @@ class _Series:
                         repeat,
                         seconds,
                         bytes_per_step(self._engine.file, sessions),
-                        memory,
+                        (before + after) / 2,
                     )
                 )
             if self._peer is not None and 1 in self._sessions:

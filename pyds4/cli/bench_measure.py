@@ -34,7 +34,7 @@ class Measurement:
         tokens: Of all sessions together.
         repeat: Counts from 0.
         weight_bytes_per_step: Read for one token of each session, on average; 0 for prefill.
-        memory_bytes_per_s: What memory gave just before; 0 when not measured.
+        memory_bytes_per_s: What memory gave just before and after, on average; 0 when not measured.
     """
 
     engine: str
