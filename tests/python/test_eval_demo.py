@@ -48,6 +48,14 @@ def test_the_model_works_through_agent_tasks(family: str) -> None:
     assert count.share >= 0.8, f"{count.right} of {count.total}"
 
 
+def test_company_changes_no_answer() -> None:
+    names = ["letters", "agent", "recall@300"]
+    alone, together = (
+        score.evaluate(engine(), names, per_family=2, seed=SEED, together=n) for n in (1, 5)
+    )
+    assert alone == together
+
+
 @pytest.mark.parametrize("distance", [300, 1900, 3700])
 def test_the_model_recalls_a_fact(distance: int) -> None:
     count = tally(results(f"recall@{distance}", 1))

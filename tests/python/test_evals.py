@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from pyds4.chat import parse, render
 from pyds4.default_model import find_model
-from pyds4.errors import InvalidArgumentError
+from pyds4.engine import StepResult
+from pyds4.errors import ContextFullError, InvalidArgumentError
 from pyds4.evals import command, families, report, score
 from pyds4.evals.sample import Answer, Call, Sample
 from pyds4.model_file import ModelFile
@@ -36,23 +36,14 @@ def tokenizer() -> Tokenizer:
 class Script:
     """A session that says what it was told to, whatever the prompt."""
 
-    def __init__(self, engine: ScriptedEngine) -> None:
-        self._engine = engine
-        self._said: list[int] = []
+    def __init__(self) -> None:
+        self.prompt: list[int] = []
+        self.said: list[int] | None = None
         self.closed = False
 
-    def prefill(self, tokens: list[int], /) -> int:
-        self._said = self._engine.completion(tokens)
+    def rewind(self, tokens: list[int], /) -> int:
+        self.prompt, self.said = tokens, None
         return 0
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        out = np.zeros(self._engine.tokenizer.vocab_size, np.float32)
-        out[self._said[0] if self._said else 1] = 1
-        return out
-
-    def decode(self, token: int, /) -> None:
-        assert token == self._said.pop(0)
 
     def close(self) -> None:
         self.closed = True
@@ -75,8 +66,20 @@ class ScriptedEngine:
         return self.tokenizer.encode(rest + "<｜end▁of▁sentence｜>")
 
     def session(self) -> Script:
-        self.sessions.append(Script(self))
+        self.sessions.append(Script())
         return self.sessions[-1]
+
+    def step(self, items: Sequence[Any], /) -> list[StepResult]:
+        results = []
+        for item in items:
+            session = item.session
+            if session.said is None:
+                assert item.tokens == session.prompt
+                session.said = self.completion(session.prompt)
+            else:
+                assert item.tokens == [session.said.pop(0)]
+            results.append(StepResult(token=session.said[0]))
+        return results
 
 
 @pytest.mark.parametrize("family", NEAR)
@@ -114,6 +117,28 @@ def test_reasoning_is_free() -> None:
     answer = Answer("because", "4")
     assert score.is_right("some other thought</think>4<｜end▁of▁sentence｜>", "thinking", answer)
     assert not score.is_right("because</think>5<｜end▁of▁sentence｜>", "thinking", answer)
+
+
+def test_an_answer_too_long_for_the_model_is_wrong_and_no_other_is() -> None:
+    class Full(ScriptedEngine):
+        def step(self, items: Sequence[Any], /) -> list[StepResult]:
+            results = super().step(items)
+            full = StepResult(error=ContextFullError("no room"))
+            return [
+                full if item.session is self.sessions[1] else result
+                for item, result in zip(items, results, strict=True)
+            ]
+
+    sample = families.make("arith", 1, thinking=False)
+    engine = Full(sample)
+    found = dict(score.score_all(engine, [(number, sample) for number in range(3)]))
+    assert [[result.right for result in found[place]] for place in range(3)] == [
+        [True],
+        [False],
+        [True],
+    ]
+    assert found[1][0].got == "no room"
+    assert all(session.closed for session in engine.sessions)
 
 
 def test_an_unfinished_answer_is_wrong() -> None:
