@@ -10,6 +10,7 @@
  */
 #include "matmul_kernels.h"
 #include "cpu_features.h"
+#include "runs.h"
 
 #define CK_BODY "experts_body.h"
 #include "vector_isa.h"
@@ -32,7 +33,7 @@ typedef struct {
     ck_acts h;            /* one "token" per assignment */
     float *parts;         /* [n · used, band] */
     int64_t band_start, band;
-    int64_t chunks, per_task; /* of the section under way: chunks are 32 rows of an active expert */
+    ck_runs runs; /* of the section under way, by chunks of 32 rows of an active expert */
 } layer;
 
 static ck_matrix expert_matrix(const ck_matrix *all, int32_t expert) {
@@ -133,12 +134,10 @@ static void gate_up_chunk(const layer *l, int thread, place here, place next) {
 
 static void gate_up_task(void *context, int64_t task, int thread) {
     const layer *l = context;
-    int threads = ck_pool_threads(l->pool);
-    int64_t end = ck_at_most((task + 1) * l->per_task, l->chunks);
-    for (int64_t chunk = task * l->per_task; chunk < end; chunk++) {
-        int64_t next = ck_next_tile(chunk, task, l->per_task, threads, l->chunks);
-        gate_up_chunk(l, thread, place_of(chunk, l->inner), place_of(next, l->inner));
-    }
+    int64_t end = ck_runs_start(&l->runs, task + 1);
+    for (int64_t chunk = ck_runs_start(&l->runs, task); chunk < end; chunk++)
+        gate_up_chunk(l, thread, place_of(chunk, l->inner),
+                      place_of(ck_runs_next(&l->runs, task, chunk), l->inner));
 }
 
 static void down_chunk(const layer *l, int thread, place here, place next) {
@@ -164,19 +163,17 @@ static void down_chunk(const layer *l, int thread, place here, place next) {
 
 static void down_task(void *context, int64_t task, int thread) {
     const layer *l = context;
-    int threads = ck_pool_threads(l->pool);
-    int64_t end = ck_at_most((task + 1) * l->per_task, l->chunks);
-    for (int64_t chunk = task * l->per_task; chunk < end; chunk++) {
-        int64_t next = ck_next_tile(chunk, task, l->per_task, threads, l->chunks);
-        down_chunk(l, thread, place_of(chunk, l->band), place_of(next, l->band));
-    }
+    int64_t end = ck_runs_start(&l->runs, task + 1);
+    for (int64_t chunk = ck_runs_start(&l->runs, task); chunk < end; chunk++)
+        down_chunk(l, thread, place_of(chunk, l->band),
+                   place_of(ck_runs_next(&l->runs, task, chunk), l->band));
 }
 
 /* Runs `task` over all chunks of 32 of `rows` rows of the active experts. */
 static void run_chunks(layer *l, int64_t rows, ck_task task) {
-    l->chunks = l->n_active * ck_divide_up(rows, CK_TILE_ROWS);
-    l->per_task = ck_tiles_per_task(l->chunks, ck_pool_threads(l->pool), l->n * l->e->used / l->n_active);
-    ck_pool_run(l->pool, ck_divide_up(l->chunks, l->per_task), task, l);
+    l->runs = ck_runs_make(l->n_active * ck_divide_up(rows, CK_TILE_ROWS), ck_pool_threads(l->pool),
+                           l->n * l->e->used / l->n_active);
+    ck_pool_run(l->pool, l->runs.tasks, task, l);
 }
 
 static void sum_task(void *context, int64_t task, int thread) {

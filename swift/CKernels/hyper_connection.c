@@ -13,6 +13,9 @@
 
 enum { STREAMS = 4, MIX = 24 };
 
+#define CK_BODY "hyper_connection_body.h"
+#include "vector_isa.h"
+
 static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 static void normalise_columns(float c[STREAMS][STREAMS], float eps) {
@@ -99,10 +102,8 @@ static void collapse_task(void *context, int64_t task, int thread) {
     const mix_args *a = context;
     int64_t t = task / a->slices, from = task % a->slices * SLICE;
     int64_t to = from + SLICE < a->dim ? from + SLICE : a->dim;
-    const float *s = a->streams + t * STREAMS * a->dim, *p = a->pre + t * STREAMS;
-    for (int64_t d = from; d < to; d++)
-        a->x[t * a->dim + d] = p[0] * s[d] + p[1] * s[a->dim + d] + p[2] * s[2 * a->dim + d] +
-                               p[3] * s[3 * a->dim + d];
+    CK_DISPATCH(collapse)(a->streams + t * STREAMS * a->dim, a->pre + t * STREAMS, a->dim, from, to,
+                          a->x + t * a->dim);
 }
 
 void hc_collapse_f32(ck_pool *pool, const float *streams, const float *pre, int64_t n, int64_t dim,
@@ -116,14 +117,8 @@ static void expand_task(void *context, int64_t task, int thread) {
     const mix_args *a = context;
     int64_t t = task / a->slices, from = task % a->slices * SLICE, dim = a->dim;
     int64_t to = from + SLICE < dim ? from + SLICE : dim;
-    float *s = a->streams + t * STREAMS * dim;
-    const float *post = a->post + t * STREAMS, *c = a->comb + t * STREAMS * STREAMS;
-    const float *y = a->y + t * dim;
-    for (int64_t d = from; d < to; d++) {
-        float s0 = s[d], s1 = s[dim + d], s2 = s[2 * dim + d], s3 = s[3 * dim + d];
-        for (int j = 0; j < STREAMS; j++)
-            s[j * dim + d] = post[j] * y[d] + (c[j] * s0 + c[4 + j] * s1 + c[8 + j] * s2 + c[12 + j] * s3);
-    }
+    CK_DISPATCH(expand)(a->y + t * dim, a->post + t * STREAMS, a->comb + t * STREAMS * STREAMS, dim, from, to,
+                        a->streams + t * STREAMS * dim);
 }
 
 void hc_expand_f32(ck_pool *pool, const float *y, const float *post, const float *comb, int64_t n,

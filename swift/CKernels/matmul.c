@@ -1,6 +1,7 @@
 /* matmul.c — matrix products: quantises the activations, cuts the work into tasks, picks the kernels. */
 #include "matmul_kernels.h"
 #include "cpu_features.h"
+#include "runs.h"
 
 void matmul_tile(const ck_tile *tile) {
     if (ck_type_is_float(tile->type)) {
@@ -44,12 +45,13 @@ const uint8_t *ck_tile_group(ck_pool *pool, int thread, const ck_matrix *w, int6
 
 /* Float weights occur in small matrices (24 rows of hyper-connections): for those, and with few tokens,
  * tiles are smaller. */
-enum { FLOAT_TILE_ROWS = 8 };
+enum { FLOAT_TILE_ROWS = 4 };
 
 typedef struct {
     ck_pool *pool;
     const ck_matmul_job *jobs;
-    int64_t n, tiles, per_task;
+    int64_t n;
+    ck_runs runs;
     const int64_t *first_tile; /* [jobs + 1] */
     const ck_acts *acts;       /* [jobs] */
     const uint32_t *tokens;    /* 0, 1, 2, … */
@@ -99,11 +101,9 @@ static void compute_tile(const matmul_args *a, int thread, place here, place nex
 
 static void matmul_task(void *context, int64_t task, int thread) {
     const matmul_args *a = context;
-    int64_t end = ck_at_most((task + 1) * a->per_task, a->tiles);
-    for (int64_t tile = task * a->per_task; tile < end; tile++) {
-        int64_t next = ck_next_tile(tile, task, a->per_task, ck_pool_threads(a->pool), a->tiles);
-        compute_tile(a, thread, place_of(a, tile), place_of(a, next));
-    }
+    int64_t end = ck_runs_start(&a->runs, task + 1);
+    for (int64_t tile = ck_runs_start(&a->runs, task); tile < end; tile++)
+        compute_tile(a, thread, place_of(a, tile), place_of(a, ck_runs_next(&a->runs, task, tile)));
 }
 
 static ck_acts_form form_of(const ck_matmul_job *job) {
@@ -146,11 +146,9 @@ void matmul(ck_pool *pool, const ck_matmul_job *jobs, int n_jobs, int64_t n) {
         next += ck_acts_bytes(form_of(&jobs[j]), n, jobs[j].w.cols);
         ck_acts_fill(pool, &acts[j], jobs[j].x, jobs[j].ldx, n, jobs[j].w.cols);
     }
-    int64_t tiles = first_tile[n_jobs];
-    matmul_args a = {.pool = pool, .jobs = jobs, .n = n, .tiles = tiles,
-                     .per_task = ck_tiles_per_task(tiles, ck_pool_threads(pool), n),
-                     .first_tile = first_tile, .acts = acts, .tokens = tokens};
-    ck_pool_run(pool, ck_divide_up(tiles, a.per_task), matmul_task, &a);
+    matmul_args a = {.pool = pool, .jobs = jobs, .n = n, .first_tile = first_tile, .acts = acts, .tokens = tokens,
+                     .runs = ck_runs_make(first_tile[n_jobs], ck_pool_threads(pool), n)};
+    ck_pool_run(pool, a.runs.tasks, matmul_task, &a);
 }
 
 /* ---- embedding */

@@ -46,6 +46,9 @@ enum { MAX_ROWS_plain = 2, MAX_TOKENS_plain = 2 };
 enum { MAX_ROWS_avx2 = 2, MAX_TOKENS_avx2 = 3 };
 enum { MAX_ROWS_avx512 = 4, MAX_TOKENS_avx512 = 6 };
 
+/* So many tokens pass all columns of two rows at once: their sums fit the registers. */
+enum { ONE_PASS_TOKENS_plain = 2, ONE_PASS_TOKENS_avx2 = 3, ONE_PASS_TOKENS_avx512 = 8, MOST_ONE_PASS = 8 };
+
 #define CK_BODY "matmul_float_body.h"
 #include "vector_isa.h"
 

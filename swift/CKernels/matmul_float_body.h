@@ -33,7 +33,7 @@ V_INLINE v16 CK(load_weights)(int32_t type, const uint8_t *row, int64_t k, int64
     return type == CK_F16 ? CK(load_f16)(row + 2 * k, have) : CK(load_bf16)(row + 2 * k, have);
 }
 
-typedef v16 CK(block_sums)[CK(MAX_ROWS)][CK(MAX_TOKENS)];
+typedef v16 CK(block_sums)[CK(MAX_ROWS)][MOST_ONE_PASS];
 
 /* Adds columns k … k+have-1, at most 16; x[t] is their block of activations. */
 V_INLINE void CK(float_step)(int32_t type, const uint8_t *const *w, int n_rows, const float *const *x,
@@ -53,7 +53,7 @@ V_INLINE void CK(float_step)(int32_t type, const uint8_t *const *w, int n_rows, 
 V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_rows, int64_t token,
                               int n_tokens, int64_t begin, int64_t end, kept_sums *kept) {
     CK(block_sums) sums;
-    const float *x[CK(MAX_TOKENS)];
+    const float *x[MOST_ONE_PASS];
     const uint8_t *w[CK(MAX_ROWS)];
     const size_t bytes = type == CK_F32 ? 4 : 2;
     const int64_t stride = tile->acts.stride;
@@ -92,18 +92,40 @@ V_INLINE void CK(float_block)(const ck_tile *tile, int32_t type, int row, int n_
 V_INLINE void CK(float_rows)(const ck_tile *tile, int32_t type, int64_t token, int n_tokens,
                              int64_t begin, int64_t end, kept_sums *kept) {
     int row = 0;
-    for (; tile->n == 1 && row + 2 <= tile->n_rows; row += 2) /* more rows would be too many streams */
-        CK(float_block)(tile, type, row, 2, token, n_tokens, begin, end, kept);
     for (; row + CK(MAX_ROWS) <= tile->n_rows; row += CK(MAX_ROWS))
         CK(float_block)(tile, type, row, CK(MAX_ROWS), token, n_tokens, begin, end, kept);
     for (; row < tile->n_rows; row++)
         CK(float_block)(tile, type, row, 1, token, n_tokens, begin, end, kept);
 }
 
+/* All of few tokens: weights are read in one straight line, two rows at a time (more would be too many). */
+V_INLINE void CK(float_one_pass)(const ck_tile *tile, int32_t type, int n_tokens) {
+    int row = 0;
+    for (; row + 2 <= tile->n_rows; row += 2)
+        CK(float_block)(tile, type, row, 2, 0, n_tokens, 0, tile->cols, NULL);
+    for (; row < tile->n_rows; row++)
+        CK(float_block)(tile, type, row, 1, 0, n_tokens, 0, tile->cols, NULL);
+}
+
 /* A run of columns of x for a few tokens stays in the first-level cache while all rows pass. */
 V_INLINE void CK(float_tile_of)(const ck_tile *tile, int32_t type) {
+    switch (tile->n <= CK(ONE_PASS_TOKENS) ? tile->n : 0) {
+#define CK_ONE_PASS(n)                                                                                \
+    case n:                                                                                           \
+        CK(float_one_pass)(tile, type, n);                                                            \
+        return;
+        CK_ONE_PASS(1)
+        CK_ONE_PASS(2)
+        CK_ONE_PASS(3)
+        CK_ONE_PASS(4)
+        CK_ONE_PASS(5)
+        CK_ONE_PASS(6)
+        CK_ONE_PASS(7)
+        CK_ONE_PASS(8)
+#undef CK_ONE_PASS
+    }
     kept_sums kept;
-    int64_t run = tile->n <= CK(MAX_TOKENS) ? tile->cols : FLOAT_RUN;
+    const int64_t run = FLOAT_RUN;
     for (int64_t first = 0; first < tile->n; first += FLOAT_CHUNK_TOKENS) {
         int64_t last = ck_at_most(first + FLOAT_CHUNK_TOKENS, tile->n);
         for (int64_t begin = 0; begin < tile->cols; begin += run) {

@@ -47,19 +47,6 @@ static inline const uint8_t *ck_group_address(const ck_matrix *w, int64_t first)
     return (const uint8_t *)w->data + (size_t)first * w->row_bytes;
 }
 
-/* Few tokens: a task is a run of neighbouring tiles, so that each prefetches the next one; many
- * tokens: a tile is long enough. */
-static inline int64_t ck_tiles_per_task(int64_t tiles, int threads, int64_t n) {
-    int64_t per_task = n > 16 ? 1 : tiles / (8 * threads);
-    return per_task < 1 ? 1 : per_task > 16 ? 16 : per_task;
-}
-
-/* The tile this thread computes after `tile` of `task`, if all threads are equally fast. */
-static inline int64_t ck_next_tile(int64_t tile, int64_t task, int64_t per_task, int threads, int64_t tiles) {
-    int64_t next = tile + 1 < (task + 1) * per_task ? tile + 1 : (task + threads) * per_task;
-    return next < tiles ? next : tiles - 1;
-}
-
 static inline int64_t ck_divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

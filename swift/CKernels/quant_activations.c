@@ -64,10 +64,12 @@ static void fill(const ck_acts *acts, const float *x, int64_t token, int64_t fir
         return;
     }
     float *out = acts->floats + (first / CK_FLOATS * acts->stride + token) * CK_FLOATS;
-    for (int64_t i = 0; i < cols; i += CK_FLOATS, out += acts->stride * CK_FLOATS) {
-        int64_t have = cols - i < CK_FLOATS ? cols - i : CK_FLOATS;
-        memcpy(out, x + i, (size_t)have * sizeof *x);
-        memset(out + have, 0, (size_t)(CK_FLOATS - have) * sizeof *x);
+    int64_t i = 0;
+    for (; i + CK_FLOATS <= cols; i += CK_FLOATS, out += acts->stride * CK_FLOATS)
+        memcpy(out, x + i, CK_FLOATS * sizeof *x);
+    if (i < cols) {
+        memset(out, 0, CK_FLOATS * sizeof *x);
+        memcpy(out, x + i, (size_t)(cols - i) * sizeof *x);
     }
 }
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def build(to: Path, *target: str) -> Path:
-    names = ("thread_pool", "cpu_features", "experts", "kv_rows", "indexer_int8")
+    names = ("thread_pool", "cpu_features", "experts", "runs", "kv_rows", "indexer_int8")
     files = [SOURCES / f"{name}.c" for name in names]
     files += [*SOURCES.glob("quant_*.c"), *SOURCES.glob("matmul*.c"), HERE / "digest.c"]
     command = [CLANG, *target, *FLAGS, f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-o", str(to)]
