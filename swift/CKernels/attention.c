@@ -35,13 +35,10 @@ static const uint8_t *compressed_row(const ck_attention *a, int64_t token, int64
     return kv_paged_row(&a->rows, a->selected ? a->selected[token * a->top + place] : place);
 }
 
-/* Decodes rows of the window, then shared ones. */
-static void decode_task(void *context, int64_t task, int thread) {
-    (void)thread;
-    const attention_args *args = context;
+/* Decodes rows first … end - 1 of the window's and then the shared ones. */
+static void decode_rows(const attention_args *args, int64_t first, int64_t end) {
     const ck_attention *a = args->a;
-    int64_t all = args->window_count + args->shared_count;
-    for (int64_t i = task * ROWS_A_TASK; i < all && i < (task + 1) * ROWS_A_TASK; i++) {
+    for (int64_t i = first; i < end; i++) {
         int64_t position = args->first + i, place = i - args->window_count;
         if (place >= 0) {
             kv_row_decode(a->rows.format, compressed_row(a, 0, place), a->dim, a->rope,
@@ -55,6 +52,13 @@ static void decode_task(void *context, int64_t task, int thread) {
     }
 }
 
+static void decode_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    const attention_args *args = context;
+    int64_t all = args->window_count + args->shared_count, end = (task + 1) * ROWS_A_TASK;
+    decode_rows(args, task * ROWS_A_TASK, end < all ? end : all);
+}
+
 /* Fetches a tile's rows while the one before is computed: they lie anywhere, and each is read once. */
 static void prefetch_rows(const ck_attention *a, int64_t token, int64_t first, int64_t last) {
     for (int64_t place = first; place < last; place++) {
@@ -63,18 +67,16 @@ static void prefetch_rows(const ck_attention *a, int64_t token, int64_t first, i
     }
 }
 
-static void attend_task(void *context, int64_t task, int thread) {
-    const attention_args *args = context;
+/* Of a decoded tile, running maxima and sums, and scores of a tile. */
+static size_t scratch_bytes(const ck_attention *a, int64_t heads) {
+    return sizeof(float) * (size_t)(TILE * a->dim + heads * (2 + TILE));
+}
+
+/* Token t, heads head … head + heads - 1. */
+static void attend_heads(const attention_args *args, int64_t t, int64_t head, int64_t heads, float *tile) {
     const ck_attention *a = args->a;
-    int64_t t = task / args->head_groups, group = task % args->head_groups;
-    int64_t head = group * args->heads_a_group;
-    int64_t heads = a->heads - head < args->heads_a_group ? a->heads - head : args->heads_a_group;
     const float *q = a->q + (t * a->heads + head) * a->dim;
     float *out = a->out + (t * a->heads + head) * a->dim;
-
-    /* Scratch of a thread: decoded tile, running maxima and sums, scores of a tile. */
-    float *tile = ck_pool_thread_scratch(args->pool, thread,
-                                         sizeof(float) * (size_t)(TILE * a->dim + heads * (2 + TILE)));
     float *top = tile + TILE * a->dim, *sum = top + heads, *scores = sum + heads;
     for (int64_t h = 0; h < heads; h++) top[h] = a->sinks[head + h], sum[h] = 1.0f;
     memset(out, 0, sizeof(float) * (size_t)(heads * a->dim));
@@ -108,13 +110,34 @@ static void attend_task(void *context, int64_t task, int thread) {
     }
 }
 
+static void attend_task(void *context, int64_t task, int thread) {
+    const attention_args *args = context;
+    const ck_attention *a = args->a;
+    int64_t head = task % args->head_groups * args->heads_a_group;
+    int64_t heads = a->heads - head < args->heads_a_group ? a->heads - head : args->heads_a_group;
+    attend_heads(args, task / args->head_groups, head, heads,
+                 ck_pool_thread_scratch(args->pool, thread, scratch_bytes(a, heads)));
+}
+
+/* Which rows are decoded beforehand; returns the floats they take. */
+static size_t choose_rows(attention_args *args) {
+    const ck_attention *a = args->a;
+    args->first = window_start(a, a->position);
+    args->window_count = a->position + a->n - args->first;
+    if (a->n == 1 && a->counts && a->counts[0] <= MOST_SHARED_ROWS) args->shared_count = a->counts[0];
+    return (size_t)((args->window_count + args->shared_count) * a->dim);
+}
+
+static void place_rows(attention_args *args, float *memory) {
+    args->window_rows = memory;
+    if (args->shared_count > 0) args->shared_rows = memory + args->window_count * args->a->dim;
+}
+
 void attention_f32(ck_pool *pool, const ck_attention *a) {
-    attention_args args = {.a = a, .pool = pool, .first = window_start(a, a->position)};
-    args.window_count = a->position + a->n - args.first;
-    if (a->n == 1 && a->counts && a->counts[0] <= MOST_SHARED_ROWS) args.shared_count = a->counts[0];
+    attention_args args = {.a = a, .pool = pool};
+    size_t floats = choose_rows(&args);
+    place_rows(&args, ck_pool_scratch(pool, CK_SCRATCH_ATTENTION, sizeof(float) * floats));
     int64_t decoded = args.window_count + args.shared_count;
-    args.window_rows = ck_pool_scratch(pool, CK_SCRATCH_ATTENTION, sizeof(float) * (size_t)(decoded * a->dim));
-    if (args.shared_count > 0) args.shared_rows = args.window_rows + args.window_count * a->dim;
     ck_pool_run(pool, (decoded + ROWS_A_TASK - 1) / ROWS_A_TASK, decode_task, &args);
 
     /* Few tokens: split their heads as well, so that every thread has work. */
@@ -126,4 +149,31 @@ void attention_f32(ck_pool *pool, const ck_attention *a) {
     args.heads_a_group = (args.heads_a_group + HEADS_A_STEP - 1) / HEADS_A_STEP * HEADS_A_STEP;
     args.head_groups = (a->heads + args.heads_a_group - 1) / args.heads_a_group;
     ck_pool_run(pool, a->n * args.head_groups, attend_task, &args);
+}
+
+/* ---- one token of each of several sessions */
+
+typedef struct {
+    ck_pool *pool;
+    const ck_attention *calls;
+} session_args;
+
+static void session_task(void *context, int64_t task, int thread) {
+    const session_args *s = context;
+    const ck_attention *a = &s->calls[task];
+    attention_args args = {.a = a, .pool = s->pool};
+    size_t floats = choose_rows(&args);
+    float *memory = ck_pool_thread_scratch(s->pool, thread, scratch_bytes(a, a->heads) + sizeof(float) * floats);
+    place_rows(&args, memory);
+    decode_rows(&args, 0, args.window_count + args.shared_count);
+    /* What is not decoded beforehand should be decoded once for all heads. */
+    bool is_decoded = !a->counts || args.shared_count == a->counts[0];
+    int64_t step = is_decoded ? 2 * HEADS_A_STEP : a->heads;
+    for (int64_t head = 0; head < a->heads; head += step)
+        attend_heads(&args, 0, head, a->heads - head < step ? a->heads - head : step, memory + floats);
+}
+
+void attention_sessions_f32(ck_pool *pool, const ck_attention *calls, int64_t count) {
+    session_args s = {pool, calls};
+    ck_pool_run(pool, count, session_task, &s);
 }

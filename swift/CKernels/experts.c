@@ -239,7 +239,7 @@ void experts_forward(ck_pool *pool, const ck_experts *e, const float *x, const i
     for (l.band_start = 0; l.band_start < l.dim; l.band_start += band) {
         l.band = ck_at_most(band, l.dim - l.band_start);
         run_chunks(&l, l.band, down_task);
-        ck_pool_run(pool, n, sum_task, &l);
+        ck_pool_run_even(pool, n, sum_task, &l);
     }
 }
 
@@ -268,5 +268,5 @@ static void swiglu_task(void *context, int64_t task, int thread) {
 void experts_swiglu(ck_pool *pool, const float *gate, const float *up, int64_t n, int64_t dim,
                     float clamp, float *h) {
     swiglu_args a = {gate, up, dim, clamp, h};
-    ck_pool_run(pool, n, swiglu_task, &a);
+    ck_pool_run_even(pool, n, swiglu_task, &a);
 }

@@ -76,7 +76,7 @@ void hc_split_f32(ck_pool *pool, const float *mix, const float *inv_rms, const f
                   const float *base, int64_t n, int32_t iterations, float eps, float *pre, float *post,
                   float *comb) {
     split_args a = {mix, inv_rms, scale, base, pre, post, comb, iterations, eps};
-    ck_pool_run(pool, n, split_task, &a);
+    ck_pool_run_even(pool, n, split_task, &a);
 }
 
 void hc_head_f32(const float *mix, const float *inv_rms, const float *scale, const float *base, int64_t n,
@@ -109,7 +109,7 @@ static void collapse_task(void *context, int64_t task, int thread) {
 void hc_collapse_f32(ck_pool *pool, const float *streams, const float *pre, int64_t n, int64_t dim,
                      float *x) {
     mix_args a = {pre, NULL, NULL, NULL, (float *)streams, x, dim, (dim + SLICE - 1) / SLICE};
-    ck_pool_run(pool, n * a.slices, collapse_task, &a);
+    ck_pool_run_even(pool, n * a.slices, collapse_task, &a);
 }
 
 static void expand_task(void *context, int64_t task, int thread) {
@@ -124,5 +124,5 @@ static void expand_task(void *context, int64_t task, int thread) {
 void hc_expand_f32(ck_pool *pool, const float *y, const float *post, const float *comb, int64_t n,
                    int64_t dim, float *streams) {
     mix_args a = {NULL, post, comb, y, streams, NULL, dim, (dim + SLICE - 1) / SLICE};
-    ck_pool_run(pool, n * a.slices, expand_task, &a);
+    ck_pool_run_even(pool, n * a.slices, expand_task, &a);
 }

@@ -134,7 +134,7 @@ static void encode_task(void *context, int64_t t, int thread) {
 void kv_row_encode(ck_pool *pool, int32_t format, const float *x, int64_t n, int64_t dim, int64_t rope,
                    uint8_t *rows) {
     encode_args a = {format, x, n, dim, rope, kv_row_bytes(format, dim, rope), rows};
-    ck_pool_run(pool, n, encode_task, &a);
+    ck_pool_run_even(pool, n, encode_task, &a);
 }
 
 void kv_row_decode(int32_t format, const uint8_t *row, int64_t dim, int64_t rope, float *out) {

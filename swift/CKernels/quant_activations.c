@@ -88,7 +88,7 @@ static void fill_task(void *context, int64_t task, int thread) {
 
 void ck_acts_fill(ck_pool *pool, const ck_acts *acts, const float *x, int64_t ldx, int64_t n, int64_t cols) {
     fill_args a = {acts, x, ldx, cols};
-    ck_pool_run(pool, n, fill_task, &a);
+    ck_pool_run_even(pool, n, fill_task, &a);
 }
 
 void ck_acts_fill_block(const ck_acts *acts, const float x[CK_BLOCK], int64_t token, int64_t first,

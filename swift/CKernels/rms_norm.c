@@ -9,27 +9,22 @@
 typedef struct {
     const float *x, *weight;
     float *y;
-    int64_t n, dim, rows_per_task;
+    int64_t dim;
     float eps;
 } norm_args;
 
 static void norm_task(void *context, int64_t task, int thread) {
     (void)thread;
     const norm_args *a = context;
-    int64_t end = (task + 1) * a->rows_per_task;
-    for (int64_t t = task * a->rows_per_task; t < (end < a->n ? end : a->n); t++) {
-        const float *x = a->x + t * a->dim;
-        float scale = CK_DISPATCH(inverse_rms)(x, a->dim, a->eps);
-        CK_DISPATCH(scale_row)(x, a->dim, scale, a->weight, a->y + t * a->dim);
-    }
+    const float *x = a->x + task * a->dim;
+    float scale = CK_DISPATCH(inverse_rms)(x, a->dim, a->eps);
+    CK_DISPATCH(scale_row)(x, a->dim, scale, a->weight, a->y + task * a->dim);
 }
 
 void rms_norm_f32(ck_pool *pool, const float *x, int64_t n, int64_t dim, const float *weight, float eps,
                   float *y) {
-    /* A task is a few KB at least: per-head norms have thousands of short rows. */
-    int64_t rows = 1 + 8192 / dim;
-    norm_args a = {x, weight, y, n, dim, rows, eps};
-    ck_pool_run(pool, (n + rows - 1) / rows, norm_task, &a);
+    norm_args a = {x, weight, y, dim, eps};
+    ck_pool_run_even(pool, n, norm_task, &a);
 }
 
 static void scale_task(void *context, int64_t task, int thread) {
@@ -39,6 +34,6 @@ static void scale_task(void *context, int64_t task, int thread) {
 }
 
 void rms_norm_scale_f32(ck_pool *pool, const float *x, int64_t n, int64_t dim, float eps, float *out) {
-    norm_args a = {x, NULL, out, n, dim, 1, eps};
-    ck_pool_run(pool, n, scale_task, &a);
+    norm_args a = {x, NULL, out, dim, eps};
+    ck_pool_run_even(pool, n, scale_task, &a);
 }

@@ -43,5 +43,5 @@ static void rope_task(void *context, int64_t task, int thread) {
 void rope_apply_f32(ck_pool *pool, float *x, int64_t n, int64_t heads, int64_t dim, int64_t rope,
                     const float *table, bool inverse) {
     rope_args a = {x, table, heads, dim, rope, inverse};
-    ck_pool_run(pool, n, rope_task, &a);
+    ck_pool_run_even(pool, n, rope_task, &a);
 }

@@ -18,6 +18,9 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* Tasks a thread below which it gets them all at once; parts a thread of more. */
+enum { FEW_TASKS = 64, PARTS_OF_MANY = 4 };
+
 enum { CACHE_LINE = 128, SPIN_NS = 30000, PAUSES_PER_CLOCK_READ = 32 };
 
 typedef struct {
@@ -157,6 +160,27 @@ void ck_pool_run(ck_pool *pool, int64_t tasks, ck_task run, void *context) {
         return;
     }
     run_some(pool, (uint32_t)tasks, run, context);
+}
+
+/* ---- tasks of equal cost */
+
+typedef struct {
+    ck_task run;
+    void *context;
+    int64_t tasks, parts;
+} even_tasks;
+
+static void even_part(void *context, int64_t part, int thread) {
+    const even_tasks *e = context;
+    int64_t end = (part + 1) * e->tasks / e->parts;
+    for (int64_t task = part * e->tasks / e->parts; task < end; task++)
+        e->run(e->context, task, thread);
+}
+
+void ck_pool_run_even(ck_pool *pool, int64_t tasks, ck_task run, void *context) {
+    int64_t threads = pool->threads, parts = tasks < FEW_TASKS * threads ? threads : PARTS_OF_MANY * threads;
+    even_tasks e = {run, context, tasks, parts < tasks ? parts : tasks};
+    ck_pool_run(pool, e.parts, even_part, &e);
 }
 
 ck_pool *ck_pool_create(int threads) {

@@ -75,6 +75,30 @@ extension CPUBackend {
     }
 
     public func attend(_ call: AttentionCall) throws {
+        var c = try kernelCall(call)
+        withRows([call]) { rows in
+            c.rows = rows[0]
+            attention_f32(pool, &c)
+        }
+        finish(call)
+    }
+
+    /// Sessions that are at least as many as threads are divided among them, fewer ones each over all threads.
+    public func attend(_ calls: [AttentionCall]) throws {
+        guard calls.count >= threads, calls.allSatisfy({ $0.q.rows == 1 }) else {
+            for call in calls { try attend(call) }
+            return
+        }
+        var each = try calls.map(kernelCall)
+        withRows(calls) { rows in
+            for index in each.indices { each[index].rows = rows[index] }
+            attention_sessions_f32(pool, each, Int64(each.count))
+        }
+        for call in calls { finish(call) }
+    }
+
+    /// All but the compressed rows.
+    private func kernelCall(_ call: AttentionCall) throws -> ck_attention {
         var c = ck_attention()
         c.q = UnsafePointer(call.q.floats)
         c.n = Int64(call.q.rows)
@@ -90,19 +114,26 @@ extension CPUBackend {
         c.sinks = call.sinks.floats
         c.scale = call.scale
         c.out = call.out.floats
-        if let compressed = call.compressed {
-            let counts = try call.selection?.counts
-                ?? upload(visible(call.q.rows, position: call.position, ratio: call.ratio))
-            c.selected = call.selection.map { UnsafePointer($0.rows.ints) }
-            c.top = Int32(call.selection?.rows.width ?? 0)
-            c.counts = UnsafePointer(counts.ints)
-            compressed.withPagedRows { paged in
-                c.rows = paged.pointee
-                attention_f32(pool, &c)
-            }
-        } else {
-            attention_f32(pool, &c)
+        guard call.compressed != nil else { return c }
+        let counts = try call.selection?.counts
+            ?? upload(visible(call.q.rows, position: call.position, ratio: call.ratio))
+        c.selected = call.selection.map { UnsafePointer($0.rows.ints) }
+        c.top = Int32(call.selection?.rows.width ?? 0)
+        c.counts = UnsafePointer(counts.ints)
+        return c
+    }
+
+    /// The compressed rows of each call, for as long as `body` runs.
+    private func withRows(_ calls: [AttentionCall], _ body: ([ck_paged_rows]) -> Void) {
+        func collect(_ found: [ck_paged_rows]) {
+            guard found.count < calls.count else { return body(found) }
+            guard let store = calls[found.count].compressed else { return collect(found + [ck_paged_rows()]) }
+            store.withPagedRows { collect(found + [$0.pointee]) }
         }
+        collect([])
+    }
+
+    private func finish(_ call: AttentionCall) {
         rope(call.out, heads: call.heads, table: call.table, inverse: true)
         keepWindow(call)
     }

@@ -144,6 +144,8 @@ extension GPUBackend {
 
     private static let attentionHeads = 16
     private static let tilesHeads = 64
+    /// Up to so many tokens the kernel of single tokens, as good as f32, is no slower than the one in half.
+    private static let preciseTokens = 64
     private static let mergeValues = 128
     private static let mostSplits = 32
     /// Threadgroups of a launch that keep a large device busy, two on each multiprocessor.
@@ -171,7 +173,7 @@ extension GPUBackend {
                      [parts?.floats.raw, sums?.floats.raw, sinks, call.table.floats.raw, call.chunk.raw,
                       call.positions.ints.raw, call.out.floats.raw, sessions.address], arguments)
         }
-        if !isExact && !isApart && n > Self.fewTokens && call.format.dim == 512 {
+        if !isExact && !isApart && n > Self.preciseTokens && call.format.dim == 512 {
             dispatch(.attention_tiles, ((call.heads + Self.tilesHeads - 1) / Self.tilesHeads, n, 1),
                      rows + [sinks, call.table.floats.raw, call.out.floats.raw], arguments)
             // The ring is still read until the last token is done.

@@ -27,6 +27,9 @@ int ck_pool_threads(const ck_pool *pool);
 /* Runs task 0 … tasks-1, each once, on whichever thread is free; returns when all are done. A worker
  * that the system does not schedule delays nobody: the others take its tasks. Not reentrant. */
 void ck_pool_run(ck_pool *pool, int64_t tasks, ck_task run, void *context);
+/* The same for tasks that take equally long: neighbours go to one thread, and of few tasks the same ones
+ * each time, so that a kernel finds in its cache what the one before it wrote of the same tokens. */
+void ck_pool_run_even(ck_pool *pool, int64_t tasks, ck_task run, void *context);
 /* At least `bytes` of 64-byte aligned scratch memory, kept for the next call. One slot per purpose
  * (enum ck_scratch) shared by all threads, or one block per thread. Never shrinks until
  * ck_pool_trim. Aborts the process only when the system has no memory left at all. */
@@ -230,6 +233,8 @@ typedef struct {
     float *out;
 } ck_attention;
 void attention_f32(ck_pool *pool, const ck_attention *a);
+/* `count` calls of one token each: each is one thread's work, so that threads wait for one another once. */
+void attention_sessions_f32(ck_pool *pool, const ck_attention *calls, int64_t count);
 
 /* ------------------------------------------------------------------ sampling.c */
 

@@ -41,27 +41,30 @@ class Case:
 
     def run(self, k: Kernels, threads: int = 2, steps: list[int] | None = None) -> FloatArray:
         """In one call, or in several of ``steps`` tokens with the ring kept between them."""
-        encoded = encode(k, self.kind, self.rows, ROPE)
-        ring = np.zeros((self.window, encoded.shape[1]), np.uint8)
-        for p in range(max(0, self.position - self.window), self.position):
-            ring[p % self.window] = encoded[p]
+        encoded, ring = self._encoded(k)
         out, at = [], self.position
         for n in steps or [self.n]:
-            out.append(self._call(k, threads, ring, encoded, at, n))
+            call, found, keep = self._call(k, ring, encoded, at, n)
+            k.lib.attention_f32(k.pool(threads), call)
+            del keep
+            out.append(found)
             for p in range(at, at + n):
                 ring[p % self.window] = encoded[p]
             at += n
         return np.concatenate(out)
 
+    def _encoded(self, k: Kernels) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """All rows, and the ring before ``position``."""
+        encoded = encode(k, self.kind, self.rows, ROPE)
+        ring = np.zeros((self.window, encoded.shape[1]), np.uint8)
+        for p in range(max(0, self.position - self.window), self.position):
+            ring[p % self.window] = encoded[p]
+        return encoded, ring
+
     def _call(
-        self,
-        k: Kernels,
-        threads: int,
-        ring: NDArray[np.uint8],
-        encoded: NDArray[np.uint8],
-        position: int,
-        n: int,
-    ) -> FloatArray:
+        self, k: Kernels, ring: NDArray[np.uint8], encoded: NDArray[np.uint8], position: int, n: int
+    ) -> tuple[Any, FloatArray, Any]:
+        """The call, where its output will be, and what must live as long."""
         at = position - self.position
         q = np.ascontiguousarray(self.q[at : at + n])
         chunk = np.ascontiguousarray(encoded[position : position + n])
@@ -72,17 +75,29 @@ class Case:
         call.window_format, call.window_row_bytes = self.kind, encoded.shape[1]
         call.ring, call.chunk = k.pointer(ring, "uint8_t *"), k.pointer(chunk, "uint8_t *")
         call.sinks, call.scale, call.out = k.pointer(self.sinks), self.scale, k.pointer(out)
-        view, keep = paged(k, encode(k, self.kind, self.pooled, ROPE), self.kind, 32)
+        view, pages = paged(k, encode(k, self.kind, self.pooled, ROPE), self.kind, 32)
         call.rows = view[0]
+        keep = [q, chunk, ring, view, pages]
         if self.counts is not None:
             counts = np.ascontiguousarray(self.counts[at : at + n])
             call.counts = k.pointer(counts, "int32_t *")
+            keep.append(counts)
         if self.selected is not None:
             selected = np.ascontiguousarray(self.selected[at : at + n])
             call.selected, call.top = k.pointer(selected, "int32_t *"), selected.shape[1]
-        k.lib.attention_f32(k.pool(threads), call)
-        del keep
-        return out
+            keep.append(selected)
+        return call, out, keep
+
+    @staticmethod
+    def run_together(k: Kernels, threads: int, cases: list[Case]) -> list[FloatArray]:
+        """The one token of each case, as those of several sessions."""
+        prepared = []
+        for case in cases:
+            encoded, ring = case._encoded(k)
+            prepared.append(case._call(k, ring, encoded, case.position, 1))
+        calls = k.ffi.new("ck_attention[]", [call[0] for call, _, _ in prepared])
+        k.lib.attention_sessions_f32(k.pool(threads), calls, len(cases))
+        return [out for _, out, _ in prepared]
 
     @property
     def scale(self) -> float:
@@ -176,6 +191,31 @@ def test_every_split_of_the_tokens_gives_the_same_bits(
     np.testing.assert_array_equal(case.run(kernels, steps=steps), whole)
     np.testing.assert_array_equal(case.run(kernels, threads=1, steps=steps), whole)
     np.testing.assert_array_equal(case.run(kernels, threads=3), whole)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_sessions_together_get_the_bits_that_each_gets_alone(
+    kernels_of: dict[str, Kernels], threads: int
+) -> None:
+    rng = np.random.default_rng(threads)
+    cases = []
+    for window, position, heads, count in (
+        (16, 30, 5, 0),
+        (16, 3, 64, 17),
+        (128, 200, 9, 512),
+        (4, 900, 8, 2048),
+        (16, 31, 5, 2049),
+    ):
+        case = Case(window, position, 1, heads, 128, FP8, compressed=2100)
+        case.counts = np.array([count], np.int32)
+        if count % 2 == 0:
+            case.selected = rng.permutation(2100)[None, : max(count, 1)].astype(np.int32)
+        cases.append(case)
+    cases.append(Case(16, 0, 1, heads=7, dim=64, kind=F32))
+    for isa, k in kernels_of.items():
+        for case, found in zip(cases, Case.run_together(k, threads, cases), strict=True):
+            np.testing.assert_array_equal(found, case.run(k), err_msg=isa)
+            np.testing.assert_allclose(found, case.exact(k), atol=1e-5, err_msg=isa)
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1e3])
