@@ -2909,36 +2909,40 @@ msl_inline float int8_reduce4(msl_thread const float *v, ushort lane) {
 //
 // An entry of the grid is eight of {8, 25, 43}, with signs: a nibble each that selects a byte of
 // {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
-// eighth is the others' parity), lie in threadgroup memory, COPIES times (8 or 32) so that lanes rarely or
-// never meet.
+// eighth is the others' parity), lie in threadgroup memory eight times, so that lanes rarely meet.
 
-#define INT8_TABLE(COPIES) (384 * (COPIES))  // words
+#define INT8_COPIES 8u
+#define INT8_TABLE (384u * INT8_COPIES)  // words
 
 // Entry or signs `which` of four, as an offset in bytes: a shift and one operation on bits.
-template <ushort COPIES>
 msl_inline uint int8_offset(uint word, ushort from, uint mask, uint copy) {
-    const ushort up = COPIES == 8 ? 5 : 7;
-    return ((from < up ? word << (up - from) : word >> (from - up)) & (mask << up)) | copy;
+    return ((from < 5 ? word << (5 - from) : word >> (from - 5)) & (mask << 5)) | copy;
 }
 
-msl_inline uint int8_select4(uint nibbles) {
+// The nibbles of entry e of four. `copy`: this lane's, in bytes.
+msl_inline uint int8_nibbles(msl_threadgroup const uchar *table, uint entries, uint signs, ushort e, uint copy) {
+    return *(msl_threadgroup const uint *)(table + int8_offset(entries, 8 * e, 255u, copy))
+         | *(msl_threadgroup const uint *)(table + 1024u * INT8_COPIES + int8_offset(signs, 7 * e, 127u, copy));
+}
+
+// Four of the eight bytes of low and high, by the four lowest nibbles.
+msl_inline uint int8_select4(uint nibbles, uint low, uint high) {
 #ifdef MSL_CUDA
     // Not __byte_perm, which would clear the bits of the selector that are never set.
     uint out;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x002b1908u), "r"(0x00d5e7f8u), "r"(nibbles));
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(nibbles));
     return out;
 #else
     uint out = 0;
     for (ushort i = 0; i < 4; ++i) {
         const uint n = nibbles >> (4 * i) & 7u;
-        out |= ((n < 4u ? 0x002b1908u : 0x00d5e7f8u) >> (8u * (n & 3u)) & 255u) << (8 * i);
+        out |= ((n < 4u ? low : high) >> (8u * (n & 3u)) & 255u) << (8 * i);
     }
     return out;
 #endif
 }
 
 // By all `threads` of the threadgroup.
-template <ushort COPIES>
 msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint threads) {
     for (uint i = tid; i < 384; i += threads) {
         uint v;
@@ -2956,23 +2960,21 @@ msl_inline void int8_fill_table(msl_threadgroup uint4 *table, uint tid, uint thr
             v <<= 2;
         }
         // Neighbours write neighbours' words: each begins at another copy.
-        for (ushort c = 0; c < COPIES / 4; ++c) { table[i * (COPIES / 4) + (c + i) % (COPIES / 4)] = uint4(v); }
+        for (ushort c = 0; c < INT8_COPIES / 4; ++c) { table[i * (INT8_COPIES / 4) + (c + i) % (INT8_COPIES / 4)] = uint4(v); }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // A group of 32 weights times 32 activations, without the block's scale but times twice the group's: a whole
 // number of 31 bits. `copy`: this lane's, in bytes.
-template <ushort COPIES>
 msl_inline int int8_iq2_group(uint2 group, msl_threadgroup const uchar *table, uint copy, msl_thread const uint *high,
                           msl_thread const uint *low) {
     int hi = 0, lo = 0;
     #pragma unroll
     for (ushort e = 0; e < 4; ++e) {
-        const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
-                           | *(msl_threadgroup const uint *)(table + 1024u * COPIES
-                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
-        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
+        const uint nibbles = int8_nibbles(table, group.x, group.y, e, copy);
+        const uint a = int8_select4(nibbles, 0x002b1908u, 0x00d5e7f8u);
+        const uint b = int8_select4(nibbles >> 16, 0x002b1908u, 0x00d5e7f8u);
         hi = int8_dot_high(a, high[2 * e], hi);
         lo = int8_dot_low(a, low[2 * e], lo);
         hi = int8_dot_high(b, high[2 * e + 1], hi);
@@ -3032,7 +3034,7 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
 
 
 {
-    threadgroup_decl uint4 table[INT8_TABLE(8) / 4];
+    threadgroup_decl uint4 table[INT8_TABLE / 4];
     threadgroup_decl float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
     threadgroup_decl int8_x memory;
     const uint rows = p.tile;
@@ -3059,7 +3061,7 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
         experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table<8>(table, tid, INT8_THREADS); }
+        if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -3074,8 +3076,8 @@ MSL_KERNEL void experts_gate_up_int8(msl_device const uchar * gate, msl_device c
             float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                const int g = int8_iq2_group<8>(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low);
-                const int u = int8_iq2_group<8>(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low);
+                const int g = int8_iq2_group(now.g[i], (msl_threadgroup const uchar *)table, copy, high, low);
+                const int u = int8_iq2_group(now.u[i], (msl_threadgroup const uchar *)table, copy, high, low);
                 gs[i] = float(g) * (float(as_type<half>(now.dg[i])) * scale);
                 us[i] = float(u) * (float(as_type<half>(now.du[i])) * scale);
             }
@@ -4985,23 +4987,6 @@ msl_inline void wide_load(msl_device const uchar *w, ulong plane, ulong row, uin
     }
 }
 
-// Four signed magnitudes of IQ2_XXS plus 128, by nibbles as in int8.h.
-msl_inline uint wide_select4(uint nibbles) {
-#ifdef MSL_CUDA
-    // Not __byte_perm, which would clear the bits of the selector that are never set.
-    uint out;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x00ab9988u), "r"(0x00556778u), "r"(nibbles));
-    return out;
-#else
-    uint out = 0;
-    for (ushort i = 0; i < 4; ++i) {
-        const uint n = nibbles >> (4 * i) & 7u;
-        out |= ((n < 4u ? 0x00ab9988u : 0x00556778u) >> (8u * (n & 3u)) & 255u) << (8 * i);
-    }
-    return out;
-#endif
-}
-
 // The lane's halfs: out[2·s] columns 4·s and 4·s + 1, out[2·s + 1] the two after them.
 template <uint T>
 msl_inline void wide_decode(msl_thread const wide_raw &raw, uint k, msl_threadgroup const uchar *table, uint copy, msl_thread uint *out) {
@@ -5025,9 +5010,10 @@ msl_inline void wide_decode(msl_thread const wide_raw &raw, uint k, msl_threadgr
         const uint signs = (k & 16u) != 0u ? raw.q.y >> 14 : raw.q.y;
         #pragma unroll
         for (ushort e = 0; e < 2; ++e) {
-            const uint nibbles = *(msl_threadgroup const uint *)(table + int8_offset<8>(raw.q.x, 8 * e, 255u, copy))
-                               | *(msl_threadgroup const uint *)(table + 8192 + int8_offset<8>(signs, 7 * e, 127u, copy));
-            const uint a = wide_select4(nibbles), b = wide_select4(nibbles >> 16);
+            const uint nibbles = int8_nibbles(table, raw.q.x, signs, e, copy);
+            // Signed magnitudes plus 128.
+            const uint a = int8_select4(nibbles, 0x00ab9988u, 0x00556778u);
+            const uint b = int8_select4(nibbles >> 16, 0x00ab9988u, 0x00556778u);
             out[4 * e] = as_type<uint>((quant_bytes_half2(a, 0) - zero) * d);
             out[4 * e + 1] = as_type<uint>((quant_bytes_half2(a, 1) - zero) * d);
             out[4 * e + 2] = as_type<uint>((quant_bytes_half2(b, 0) - zero) * d);
@@ -5286,10 +5272,10 @@ MSL_KERNEL void experts_gate_up_wide(msl_device const uchar * gate, msl_device c
 #else
     threadgroup_decl uint4 ring[WIDE_STAGES * WIDE_PLACES * 8];
 #endif
-    threadgroup_decl uint4 table[INT8_TABLE(8) / 4];
+    threadgroup_decl uint4 table[INT8_TABLE / 4];
     const uint4 tile = tiles[tg.y];
     if (tile.z == 0u) { return; }
-    int8_fill_table<8>(table, tid, WIDE_THREADS);
+    int8_fill_table(table, tid, WIDE_THREADS);
     // A team's 64 rows of gate and the same ones of up: `rows` is a multiple of 64.
     const uint row = min(tg.x * WIDE_ROWS + 64u * (sg / 4), p.rows - 64u);
     wide_weights<2> both;

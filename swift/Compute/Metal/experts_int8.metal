@@ -61,7 +61,7 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
                                  ushort sg                      [[simdgroup_index_in_threadgroup]],
                                  ushort lane                    [[thread_index_in_simdgroup]])
 {
-    threadgroup uint4 table[INT8_TABLE(8) / 4];
+    threadgroup uint4 table[INT8_TABLE / 4];
     threadgroup float parts[4][2 * EXPERT_INT8_MOST];  // gate's rows, then up's
     threadgroup int8_x memory;
     const uint rows = p.tile;
@@ -88,7 +88,7 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
         experts_int8_load(gate, up, quants, scales, columns, now);
         if (base > 0) { threadgroup_barrier(mem_flags::mem_threadgroup); }
         int8_quantize(token, columns, base, EXPERT_INT8_SLICES, memory, tid);
-        if (base == 0) { int8_fill_table<8>(table, tid, INT8_THREADS); }
+        if (base == 0) { int8_fill_table(table, tid, INT8_THREADS); }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint high[8];
         uint low[8];
@@ -103,8 +103,8 @@ kernel void experts_gate_up_int8(device const uchar *gate       [[buffer(0)]],
             float us[4];
             #pragma unroll
             for (ushort i = 0; i < 4; ++i) {
-                const int g = int8_iq2_group<8>(now.g[i], (threadgroup const uchar *)table, copy, high, low);
-                const int u = int8_iq2_group<8>(now.u[i], (threadgroup const uchar *)table, copy, high, low);
+                const int g = int8_iq2_group(now.g[i], (threadgroup const uchar *)table, copy, high, low);
+                const int u = int8_iq2_group(now.u[i], (threadgroup const uchar *)table, copy, high, low);
                 gs[i] = float(g) * (float(as_type<half>(now.dg[i])) * scale);
                 us[i] = float(u) * (float(as_type<half>(now.du[i])) * scale);
             }

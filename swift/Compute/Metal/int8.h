@@ -119,36 +119,40 @@ inline float int8_reduce4(thread const float *v, ushort lane) {
 //
 // An entry of the grid is eight of {8, 25, 43}, with signs: a nibble each that selects a byte of
 // {8, 25, 43, –, -8, -25, -43, –}. Tables of such nibbles, of magnitudes (256) and of signs (128, the
-// eighth is the others' parity), lie in threadgroup memory, COPIES times (8 or 32) so that lanes rarely or
-// never meet.
+// eighth is the others' parity), lie in threadgroup memory eight times, so that lanes rarely meet.
 
-#define INT8_TABLE(COPIES) (384 * (COPIES))  // words
+#define INT8_COPIES 8u
+#define INT8_TABLE (384u * INT8_COPIES)  // words
 
 // Entry or signs `which` of four, as an offset in bytes: a shift and one operation on bits.
-template <ushort COPIES>
 inline uint int8_offset(uint word, ushort from, uint mask, uint copy) {
-    const ushort up = COPIES == 8 ? 5 : 7;
-    return ((from < up ? word << (up - from) : word >> (from - up)) & (mask << up)) | copy;
+    return ((from < 5 ? word << (5 - from) : word >> (from - 5)) & (mask << 5)) | copy;
 }
 
-inline uint int8_select4(uint nibbles) {
+// The nibbles of entry e of four. `copy`: this lane's, in bytes.
+inline uint int8_nibbles(threadgroup const uchar *table, uint entries, uint signs, ushort e, uint copy) {
+    return *(threadgroup const uint *)(table + int8_offset(entries, 8 * e, 255u, copy))
+         | *(threadgroup const uint *)(table + 1024u * INT8_COPIES + int8_offset(signs, 7 * e, 127u, copy));
+}
+
+// Four of the eight bytes of low and high, by the four lowest nibbles.
+inline uint int8_select4(uint nibbles, uint low, uint high) {
 #ifdef MSL_CUDA
     // Not __byte_perm, which would clear the bits of the selector that are never set.
     uint out;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x002b1908u), "r"(0x00d5e7f8u), "r"(nibbles));
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(nibbles));
     return out;
 #else
     uint out = 0;
     for (ushort i = 0; i < 4; ++i) {
         const uint n = nibbles >> (4 * i) & 7u;
-        out |= ((n < 4u ? 0x002b1908u : 0x00d5e7f8u) >> (8u * (n & 3u)) & 255u) << (8 * i);
+        out |= ((n < 4u ? low : high) >> (8u * (n & 3u)) & 255u) << (8 * i);
     }
     return out;
 #endif
 }
 
 // By all `threads` of the threadgroup.
-template <ushort COPIES>
 inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
     for (uint i = tid; i < 384; i += threads) {
         uint v;
@@ -166,23 +170,21 @@ inline void int8_fill_table(threadgroup uint4 *table, uint tid, uint threads) {
             v <<= 2;
         }
         // Neighbours write neighbours' words: each begins at another copy.
-        for (ushort c = 0; c < COPIES / 4; ++c) { table[i * (COPIES / 4) + (c + i) % (COPIES / 4)] = uint4(v); }
+        for (ushort c = 0; c < INT8_COPIES / 4; ++c) { table[i * (INT8_COPIES / 4) + (c + i) % (INT8_COPIES / 4)] = uint4(v); }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // A group of 32 weights times 32 activations, without the block's scale but times twice the group's: a whole
 // number of 31 bits. `copy`: this lane's, in bytes.
-template <ushort COPIES>
 inline int int8_iq2_group(uint2 group, threadgroup const uchar *table, uint copy, thread const uint *high,
                           thread const uint *low) {
     int hi = 0, lo = 0;
     #pragma unroll
     for (ushort e = 0; e < 4; ++e) {
-        const uint nibbles = *(threadgroup const uint *)(table + int8_offset<COPIES>(group.x, 8 * e, 255u, copy))
-                           | *(threadgroup const uint *)(table + 1024u * COPIES
-                                                         + int8_offset<COPIES>(group.y, 7 * e, 127u, copy));
-        const uint a = int8_select4(nibbles), b = int8_select4(nibbles >> 16);
+        const uint nibbles = int8_nibbles(table, group.x, group.y, e, copy);
+        const uint a = int8_select4(nibbles, 0x002b1908u, 0x00d5e7f8u);
+        const uint b = int8_select4(nibbles >> 16, 0x002b1908u, 0x00d5e7f8u);
         hi = int8_dot_high(a, high[2 * e], hi);
         lo = int8_dot_low(a, low[2 * e], lo);
         hi = int8_dot_high(b, high[2 * e + 1], hi);

@@ -126,10 +126,10 @@ kernel void experts_gate_up_wide(device const uchar *gate     [[buffer(0)]],
 #else
     threadgroup uint4 ring[WIDE_STAGES * WIDE_PLACES * 8];
 #endif
-    threadgroup uint4 table[INT8_TABLE(8) / 4];
+    threadgroup uint4 table[INT8_TABLE / 4];
     const uint4 tile = tiles[tg.y];
     if (tile.z == 0u) { return; }
-    int8_fill_table<8>(table, tid, WIDE_THREADS);
+    int8_fill_table(table, tid, WIDE_THREADS);
     // A team's 64 rows of gate and the same ones of up: `rows` is a multiple of 64.
     const uint row = min(tg.x * WIDE_ROWS + 64u * (sg / 4), p.rows - 64u);
     wide_weights<2> both;

@@ -47,23 +47,6 @@ inline void wide_load(device const uchar *w, ulong plane, ulong row, uint column
     }
 }
 
-// Four signed magnitudes of IQ2_XXS plus 128, by nibbles as in int8.h.
-inline uint wide_select4(uint nibbles) {
-#ifdef MSL_CUDA
-    // Not __byte_perm, which would clear the bits of the selector that are never set.
-    uint out;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(0x00ab9988u), "r"(0x00556778u), "r"(nibbles));
-    return out;
-#else
-    uint out = 0;
-    for (ushort i = 0; i < 4; ++i) {
-        const uint n = nibbles >> (4 * i) & 7u;
-        out |= ((n < 4u ? 0x00ab9988u : 0x00556778u) >> (8u * (n & 3u)) & 255u) << (8 * i);
-    }
-    return out;
-#endif
-}
-
 // The lane's halfs: out[2·s] columns 4·s and 4·s + 1, out[2·s + 1] the two after them.
 template <uint T>
 inline void wide_decode(thread const wide_raw &raw, uint k, threadgroup const uchar *table, uint copy, thread uint *out) {
@@ -87,9 +70,10 @@ inline void wide_decode(thread const wide_raw &raw, uint k, threadgroup const uc
         const uint signs = (k & 16u) != 0u ? raw.q.y >> 14 : raw.q.y;
         #pragma unroll
         for (ushort e = 0; e < 2; ++e) {
-            const uint nibbles = *(threadgroup const uint *)(table + int8_offset<8>(raw.q.x, 8 * e, 255u, copy))
-                               | *(threadgroup const uint *)(table + 8192 + int8_offset<8>(signs, 7 * e, 127u, copy));
-            const uint a = wide_select4(nibbles), b = wide_select4(nibbles >> 16);
+            const uint nibbles = int8_nibbles(table, raw.q.x, signs, e, copy);
+            // Signed magnitudes plus 128.
+            const uint a = int8_select4(nibbles, 0x00ab9988u, 0x00556778u);
+            const uint b = int8_select4(nibbles >> 16, 0x00ab9988u, 0x00556778u);
             out[4 * e] = as_type<uint>((quant_bytes_half2(a, 0) - zero) * d);
             out[4 * e + 1] = as_type<uint>((quant_bytes_half2(a, 1) - zero) * d);
             out[4 * e + 2] = as_type<uint>((quant_bytes_half2(b, 0) - zero) * d);

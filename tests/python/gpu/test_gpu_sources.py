@@ -85,7 +85,6 @@ def test_compiler_of_an_installed_wheel_is_found(
     assert os.environ[cuda.COMPILER_VARIABLE] == "mine"
 
 
-@pytest.mark.slow
 def test_nvrtc_compiles_the_kernels_for_hopper(tmp_path: Path) -> None:
     compiler = cuda.find_compiler()
     if compiler is None:
