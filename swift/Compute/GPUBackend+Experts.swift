@@ -36,7 +36,23 @@ extension GPUBackend {
             shared_clamp: call.sharedClamp, tile: UInt32(Self.tileTokens), plane: gate.plane,
             down_plane: down.plane, shared_plane: shared.plane)
         let many = [gate, down, shared].allSatisfy { usesTiles($0, tokens: call.x.rows) }
+            && !(call.x.rows <= Self.fewExpertTokens && hasIntegerGate(call) && hasIntegerDown(call))
         return try many ? manyTokens(call, arguments) : fewTokens(call, arguments)
+    }
+
+    /// Up to so many tokens hardly two choose the same expert: reading its weights for each is quicker than tiles
+    /// that are nearly empty.
+    private static let fewExpertTokens = 128
+
+    /// Kernels for weights as CUDA keeps them in the usual mix.
+    private func hasIntegerGate(_ call: ExpertsCall) -> Bool {
+        usesOwnMemory && weights[call.gate].type == UInt32(GPU_IQ2_XXS_PLANES)
+            && call.gate.count * call.gate.rows * call.gate.rowByteCount < 1 << 32
+    }
+
+    private func hasIntegerDown(_ call: ExpertsCall) -> Bool {
+        usesOwnMemory && weights[call.down].type == UInt32(GPU_Q2_K_PLANES)
+            && weights[call.sharedDown].type == UInt32(GPU_Q8_0_PLANES)
     }
 
     private static let expertRows = 8
@@ -49,11 +65,7 @@ extension GPUBackend {
         let n = call.x.rows, assignments = call.routing.ids.count
         let y = try arena.tensor(n, call.down.rows)
         let h = try arena.tensor(assignments * call.gate.rows + n * call.sharedGate.width)
-        // Kernels for weights as CUDA keeps them in the usual mix.
-        let isGate = usesOwnMemory && arguments.type == UInt32(GPU_IQ2_XXS_PLANES)
-            && call.gate.count * call.gate.rows * call.gate.rowByteCount < 1 << 32
-        let isDown = usesOwnMemory && arguments.down_type == UInt32(GPU_Q2_K_PLANES)
-            && arguments.shared_type == UInt32(GPU_Q8_0_PLANES)
+        let isGate = hasIntegerGate(call), isDown = hasIntegerDown(call)
         let gateRows = isGate
             ? Self.int8Rows(call.gate.rows, times: assignments, least: call.gate.rows % 32 == 0 ? 32 : 8) : Self.expertRows
         let downRows = isDown

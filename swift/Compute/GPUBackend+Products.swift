@@ -16,6 +16,8 @@ struct Product {
 extension GPUBackend {
     /// Above this many tokens weights are read once a tile, not once for four tokens.
     static let fewTokens = 8
+    /// Up to so many tokens integer kernels, eight tokens at a time, are no slower than tiles that are nearly empty.
+    private static let integerTokens = 24
     static let tileTokens = 64
     static let tileRows = 128
     static let wideTokens = 128
@@ -42,6 +44,13 @@ extension GPUBackend {
     }
 
     func multiply(_ x: Tensor, _ products: [Product]) throws {
+        let launches = stride(from: 0, to: products.count, by: GPU_MOST_JOBS).map {
+            products[$0..<min($0 + GPU_MOST_JOBS, products.count)]
+        }
+        if x.rows > Self.fewTokens, launches.allSatisfy({ integerTileRows(x, $0) != nil }) {
+            for some in launches { try multiplyFew(x, some) }
+            return
+        }
         var few: [Product] = [], wide: [Product] = []
         for product in products {
             if usesWide(product, tokens: x.rows) {
@@ -154,7 +163,7 @@ extension GPUBackend {
     /// Rows of a tile of each of `products`. One token: enough that threadgroups repeat little of the work on
     /// activations, few enough that there are some for every multiprocessor. nil: they are not for these kernels.
     private func integerTileRows(_ x: Tensor, _ products: ArraySlice<Product>) -> [Int]? {
-        guard x.rows <= Self.fewTokens, usesOwnMemory else { return nil }
+        guard x.rows <= Self.integerTokens, usesOwnMemory else { return nil }
         let isOne = x.rows == 1
         let least = products.map { (isOne ? 32 : 128) / Self.slices(columns: $0.columns, tokens: x.rows) }
         let tiles = zip(products, least).reduce(0) { $0 + ($1.0.rows - 1) / $1.1 + 1 }
@@ -170,16 +179,16 @@ extension GPUBackend {
     private func multiplyIntegers(_ x: Tensor, _ products: ArraySlice<Product>, _ tileRows: [Int]) throws {
         let launch = launch(products, tokens: x.rows, ldx: x.width, tileRows: tileRows,
                             slices: products.map { Self.slices(columns: $0.columns, tokens: x.rows) })
-        let grid = (launch.tiles, 1, 1)
         guard x.rows > 1 else {
-            return dispatch(.matvec_int8, grid, launch.addresses + [x.floats.raw, launch.base.raw], launch.call)
+            return dispatch(.matvec_int8, (launch.tiles, 1, 1), launch.addresses + [x.floats.raw, launch.base.raw], launch.call)
         }
         let mark = arena.mark()
         defer { arena.release(to: mark) }
-        let bytes = try arena.tensor(Self.fewTokens * x.width / 2), scales = try arena.tensor(Self.fewTokens * x.width / 32)
-        dispatch(.int8_pack, ((x.width + 127) / 128, 1, 1), [x.floats.raw, bytes.floats.raw, scales.floats.raw],
+        let eights = (x.rows + 7) / 8
+        let bytes = try arena.tensor(eights * 8 * x.width / 2), scales = try arena.tensor(eights * 8 * x.width / 32)
+        dispatch(.int8_pack, ((x.width + 127) / 128, eights, 1), [x.floats.raw, bytes.floats.raw, scales.floats.raw],
                  gpu_pack(n: UInt32(x.rows), ldx: UInt32(x.width), stride: 0, gather: 0))
-        dispatch(.matvec_int8_many, grid,
+        dispatch(.matvec_int8_many, (eights, launch.tiles, 1),
                  launch.addresses + [x.floats.raw, bytes.floats.raw, scales.floats.raw, launch.base.raw], launch.call)
     }
 }

@@ -5543,7 +5543,7 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
 }
 
 #line 1 "matvec_many_int8.metal"
-// matvec_many_int8.metal — matrices × 2 to 8 tokens, their activations as 16-bit integers.
+// matvec_many_int8.metal — matrices × 2 to 24 tokens, eight at a time, their activations as 16-bit integers.
 //
 //   int8_pack          x [n, columns]                                            -> bytes, scales
 //   matvec_int8_many   up to 8 matrices of Q8_0 planes, F16 or F32 × those tokens   -> y [n, rows] each
@@ -5551,13 +5551,14 @@ MSL_KERNEL void matvec_int8(msl_device const uchar * w0, msl_device const uchar 
 // A simdgroup multiplies 16 rows by a slice of the columns of all tokens on the matrix units, 32 columns at a
 // time: the bytes of the weights are the units' operand as they lie. Sums of 32 products are exact integers.
 //
-// Grid       pack: columns / 128; matvec: x row tiles over all jobs (first_tile, tile_rows)
+// Grid       pack: x columns / 128, y eights of tokens; matvec: x eights of tokens (neighbours, so that they
+//            share the weights in the cache), y row tiles over all jobs (first_tile, tile_rows)
 // Arguments  gpu_pack, gpu_matvec in kernel_args.h
 // CPU twin   CKernels/matmul.c
 // Origin     ours
 
-#line 15 "matvec_many_int8.metal"
 #line 16 "matvec_many_int8.metal"
+#line 17 "matvec_many_int8.metal"
 using namespace metal;
 
 #define MSL_BLOCKS_matvec_int8_many 2  // threadgroups on a multiprocessor at once (CUDA)
@@ -5565,10 +5566,10 @@ using namespace metal;
 #define INT8_TOKENS 8u
 #define INT8_MATRIX_ROWS 16u
 
-// x as bytes, in the order that the units want it: [columns / 32][8 tokens][4 lanes] of eight columns' high
-// bytes, then low ones; and its scales [columns / 32][8]. Tokens past n are zeros.
+// x as bytes, in the order that the units want it: of each eight tokens [columns / 32][8 tokens][4 lanes] of
+// eight columns' high bytes, then low ones; and their scales [columns / 32][8]. Tokens past n are zeros.
 [[max_total_threads_per_threadgroup(INT8_THREADS)]]
-MSL_KERNEL void int8_pack(msl_device const float * x, msl_device uint2 * bytes, msl_device float * scales, msl_constant gpu_pack & p, uint block, ushort sg, ushort lane)
+MSL_KERNEL void int8_pack(msl_device const float * x, msl_device uint2 * bytes, msl_device float * scales, msl_constant gpu_pack & p, uint2 tg, ushort sg, ushort lane)
 
 
 
@@ -5577,9 +5578,9 @@ MSL_KERNEL void int8_pack(msl_device const float * x, msl_device uint2 * bytes, 
 
 {
     // A simdgroup is a token, a quarter of it eight lanes of one block of 32 columns.
-    const uint b = block * 4u + lane / 8, k = b * 32u + 4u * (lane & 7);
-    const bool there = sg < p.n && k < p.ldx;
-    const float4 a = there ? *(msl_device const float4 *)(x + ulong(sg) * p.ldx + k) : float4(0.0f);
+    const uint b = tg.x * 4u + lane / 8, k = b * 32u + 4u * (lane & 7), token = tg.y * INT8_TOKENS + sg;
+    const bool there = token < p.n && k < p.ldx;
+    const float4 a = there ? *(msl_device const float4 *)(x + ulong(token) * p.ldx + k) : float4(0.0f);
     float most = int8_most(a, 0.0f);
     most = max(most, simd_shuffle_xor(most, 1));
     most = max(most, simd_shuffle_xor(most, 2));
@@ -5589,9 +5590,10 @@ MSL_KERNEL void int8_pack(msl_device const float * x, msl_device uint2 * bytes, 
     int8_split4(a, int8_inverse(most), high, low);
     const uint high2 = simd_shuffle_xor(high, 1), low2 = simd_shuffle_xor(low, 1);
     if (k >= p.ldx) { return; }
-    const ulong at = (ulong(b) * INT8_TOKENS + sg) * 4u + (lane & 7) / 2;
+    const uint place = (tg.y * (p.ldx / 32u) + b) * INT8_TOKENS + sg;
+    const ulong at = ulong(place) * 4u + (lane & 7) / 2;
     bytes[2 * at + (lane & 1)] = (lane & 1) == 0 ? uint2(high, high2) : uint2(low2, low);
-    if ((lane & 7) == 0) { scales[b * INT8_TOKENS + sg] = int8_scale(most); }
+    if ((lane & 7) == 0) { scales[place] = int8_scale(most); }
 }
 
 // c = a · b for 16 rows, 8 tokens and 32 columns; `b` of signed or of unsigned bytes.
@@ -5727,7 +5729,7 @@ msl_inline void int8_matrix_float(msl_device const uchar *w, uint first, uint ro
 }
 
 [[max_total_threads_per_threadgroup(INT8_THREADS)]]
-MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device const uint4 * bytes, msl_device const float * scales, msl_device float * y, msl_constant gpu_matvec & p, uint tg, ushort tid, ushort sg, ushort lane)
+MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device const uint4 * bytes, msl_device const float * scales, msl_device float * y, msl_constant gpu_matvec & p, uint2 tg, ushort tid, ushort sg, ushort lane)
 
 
 
@@ -5746,17 +5748,20 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
 
 {
     threadgroup_decl float parts[INT8_SIMDGROUPS * INT8_MATRIX_ROWS * INT8_TOKENS];
-    const uint j = matvec_find(p, tg);
+    const uint j = matvec_find(p, tg.y), from = tg.x * INT8_TOKENS, n = min(INT8_TOKENS, p.n - from);
+    x += ulong(from) * p.ldx;
+    bytes += ulong(from) * (p.ldx / 32u * 4u);
+    scales += from * (p.ldx / 32u);
     msl_device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     // The slices of 16 rows are neighbours.
     const uint slices = p.job[j].slices, columns = p.job[j].columns, rows = p.job[j].rows;
     const uint span = (columns / 128u + slices - 1) / slices * 128u, k0 = sg % slices * span, k1 = min(k0 + span, columns);
-    const uint tile = INT8_SIMDGROUPS / slices * INT8_MATRIX_ROWS, row = (tg - p.job[j].first_tile) * tile;
+    const uint tile = INT8_SIMDGROUPS / slices * INT8_MATRIX_ROWS, row = (tg.y - p.job[j].first_tile) * tile;
     const uint first = row + sg / slices * INT8_MATRIX_ROWS, offset = row / p.job[j].group_rows * columns;
     msl_threadgroup float *out = parts + sg * (INT8_MATRIX_ROWS * INT8_TOKENS);
     switch (p.job[j].type) {
-    case GPU_F32: int8_matrix_float<GPU_F32>(w, first, rows, columns, k0, k1, x + offset, p.ldx, p.n, lane, out); break;
-    case GPU_F16: int8_matrix_float<GPU_F16>(w, first, rows, columns, k0, k1, x + offset, p.ldx, p.n, lane, out); break;
+    case GPU_F32: int8_matrix_float<GPU_F32>(w, first, rows, columns, k0, k1, x + offset, p.ldx, n, lane, out); break;
+    case GPU_F16: int8_matrix_float<GPU_F16>(w, first, rows, columns, k0, k1, x + offset, p.ldx, n, lane, out); break;
     default: int8_matrix_q8(w, p.job[j].plane, first, rows, columns, k0, k1, bytes + offset / 32 * (INT8_TOKENS * 4),
                             scales + offset / 32 * INT8_TOKENS, lane, out);
     }
@@ -5764,10 +5769,10 @@ MSL_KERNEL void matvec_int8_many(msl_device const uchar * w0, msl_device const u
     for (uint i = tid; i < tile * INT8_TOKENS; i += INT8_THREADS) {
         const uint r = i / INT8_TOKENS, t = i % INT8_TOKENS;
         const uint at = r / INT8_MATRIX_ROWS * slices * INT8_MATRIX_ROWS + r % INT8_MATRIX_ROWS;
-        if (t < p.n && row + r < rows) {
+        if (t < n && row + r < rows) {
             float sum = parts[at * INT8_TOKENS + t];
             for (uint s = 1; s < slices; ++s) { sum += parts[(at + s * INT8_MATRIX_ROWS) * INT8_TOKENS + t]; }
-            y[p.job[j].out + ulong(t) * rows + row + r] = sum;
+            y[p.job[j].out + ulong(from + t) * rows + row + r] = sum;
         }
     }
 }
@@ -6346,13 +6351,13 @@ extern "C" __global__ void __launch_bounds__(INT8_SIMDGROUPS * 32, MSL_BLOCKS_ma
 #ifndef MSL_BLOCKS_int8_pack
 #define MSL_BLOCKS_int8_pack 1
 #endif
-extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_int8_pack) msl_int8_pack(msl_device const float * x, msl_device uint2 * bytes, msl_device float * scales, const __grid_constant__ gpu_pack p) { MSL_ENTER int8_pack(x, bytes, scales, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_int8_pack) msl_int8_pack(msl_device const float * x, msl_device uint2 * bytes, msl_device float * scales, const __grid_constant__ gpu_pack p) { MSL_ENTER int8_pack(x, bytes, scales, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_matvec_int8_many)
 #ifndef MSL_BLOCKS_matvec_int8_many
 #define MSL_BLOCKS_matvec_int8_many 1
 #endif
-extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_matvec_int8_many) msl_matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device const uint4 * bytes, msl_device const float * scales, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8_many(w0, w1, w2, w3, w4, w5, w6, w7, x, bytes, scales, y, p, msl_builtin<uint>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
+extern "C" __global__ void __launch_bounds__(INT8_THREADS, MSL_BLOCKS_matvec_int8_many) msl_matvec_int8_many(msl_device const uchar * w0, msl_device const uchar * w1, msl_device const uchar * w2, msl_device const uchar * w3, msl_device const uchar * w4, msl_device const uchar * w5, msl_device const uchar * w6, msl_device const uchar * w7, msl_device const float * x, msl_device const uint4 * bytes, msl_device const float * scales, msl_device float * y, const __grid_constant__ gpu_matvec p) { MSL_ENTER matvec_int8_many(w0, w1, w2, w3, w4, w5, w6, w7, x, bytes, scales, y, p, msl_builtin<uint2>(msl_threadgroup_position_in_grid()), msl_builtin<ushort>(msl_thread_index_in_threadgroup()), msl_builtin<ushort>(msl_simdgroup_index_in_threadgroup()), msl_builtin<ushort>(msl_thread_index_in_simdgroup())); }
 #endif
 #if !defined(MSL_SOME) || defined(MSL_WITH_rms_norm_f32)
 #ifndef MSL_BLOCKS_rms_norm_f32

@@ -1,4 +1,4 @@
-// matvec_many_int8.metal — matrices × 2 to 8 tokens, their activations as 16-bit integers.
+// matvec_many_int8.metal — matrices × 2 to 24 tokens, eight at a time, their activations as 16-bit integers.
 //
 //   int8_pack          x [n, columns]                                            -> bytes, scales
 //   matvec_int8_many   up to 8 matrices of Q8_0 planes, F16 or F32 × those tokens   -> y [n, rows] each
@@ -6,7 +6,8 @@
 // A simdgroup multiplies 16 rows by a slice of the columns of all tokens on the matrix units, 32 columns at a
 // time: the bytes of the weights are the units' operand as they lie. Sums of 32 products are exact integers.
 //
-// Grid       pack: columns / 128; matvec: x row tiles over all jobs (first_tile, tile_rows)
+// Grid       pack: x columns / 128, y eights of tokens; matvec: x eights of tokens (neighbours, so that they
+//            share the weights in the cache), y row tiles over all jobs (first_tile, tile_rows)
 // Arguments  gpu_pack, gpu_matvec in kernel_args.h
 // CPU twin   CKernels/matmul.c
 // Origin     ours
@@ -20,21 +21,21 @@ using namespace metal;
 #define INT8_TOKENS 8u
 #define INT8_MATRIX_ROWS 16u
 
-// x as bytes, in the order that the units want it: [columns / 32][8 tokens][4 lanes] of eight columns' high
-// bytes, then low ones; and its scales [columns / 32][8]. Tokens past n are zeros.
+// x as bytes, in the order that the units want it: of each eight tokens [columns / 32][8 tokens][4 lanes] of
+// eight columns' high bytes, then low ones; and their scales [columns / 32][8]. Tokens past n are zeros.
 [[max_total_threads_per_threadgroup(INT8_THREADS)]]
 kernel void int8_pack(device const float *x       [[buffer(0)]],
                       device uint2 *bytes         [[buffer(1)]],
                       device float *scales        [[buffer(2)]],
                       constant gpu_pack &p        [[buffer(3)]],
-                      uint block                  [[threadgroup_position_in_grid]],
+                      uint2 tg                    [[threadgroup_position_in_grid]],
                       ushort sg                   [[simdgroup_index_in_threadgroup]],
                       ushort lane                 [[thread_index_in_simdgroup]])
 {
     // A simdgroup is a token, a quarter of it eight lanes of one block of 32 columns.
-    const uint b = block * 4u + lane / 8, k = b * 32u + 4u * (lane & 7);
-    const bool there = sg < p.n && k < p.ldx;
-    const float4 a = there ? *(device const float4 *)(x + ulong(sg) * p.ldx + k) : float4(0.0f);
+    const uint b = tg.x * 4u + lane / 8, k = b * 32u + 4u * (lane & 7), token = tg.y * INT8_TOKENS + sg;
+    const bool there = token < p.n && k < p.ldx;
+    const float4 a = there ? *(device const float4 *)(x + ulong(token) * p.ldx + k) : float4(0.0f);
     float most = int8_most(a, 0.0f);
     most = max(most, simd_shuffle_xor(most, 1));
     most = max(most, simd_shuffle_xor(most, 2));
@@ -44,9 +45,10 @@ kernel void int8_pack(device const float *x       [[buffer(0)]],
     int8_split4(a, int8_inverse(most), high, low);
     const uint high2 = simd_shuffle_xor(high, 1), low2 = simd_shuffle_xor(low, 1);
     if (k >= p.ldx) { return; }
-    const ulong at = (ulong(b) * INT8_TOKENS + sg) * 4u + (lane & 7) / 2;
+    const uint place = (tg.y * (p.ldx / 32u) + b) * INT8_TOKENS + sg;
+    const ulong at = ulong(place) * 4u + (lane & 7) / 2;
     bytes[2 * at + (lane & 1)] = (lane & 1) == 0 ? uint2(high, high2) : uint2(low2, low);
-    if ((lane & 7) == 0) { scales[b * INT8_TOKENS + sg] = int8_scale(most); }
+    if ((lane & 7) == 0) { scales[place] = int8_scale(most); }
 }
 
 // c = a · b for 16 rows, 8 tokens and 32 columns; `b` of signed or of unsigned bytes.
@@ -195,23 +197,26 @@ kernel void matvec_int8_many(device const uchar *w0     [[buffer(0)]],
                              device const float *scales [[buffer(10)]],
                              device float *y            [[buffer(11)]],
                              constant gpu_matvec &p     [[buffer(12)]],
-                             uint tg                    [[threadgroup_position_in_grid]],
+                             uint2 tg                   [[threadgroup_position_in_grid]],
                              ushort tid                 [[thread_index_in_threadgroup]],
                              ushort sg                  [[simdgroup_index_in_threadgroup]],
                              ushort lane                [[thread_index_in_simdgroup]])
 {
     threadgroup float parts[INT8_SIMDGROUPS * INT8_MATRIX_ROWS * INT8_TOKENS];
-    const uint j = matvec_find(p, tg);
+    const uint j = matvec_find(p, tg.y), from = tg.x * INT8_TOKENS, n = min(INT8_TOKENS, p.n - from);
+    x += ulong(from) * p.ldx;
+    bytes += ulong(from) * (p.ldx / 32u * 4u);
+    scales += from * (p.ldx / 32u);
     device const uchar *w = matvec_weights(j, w0, w1, w2, w3, w4, w5, w6, w7);
     // The slices of 16 rows are neighbours.
     const uint slices = p.job[j].slices, columns = p.job[j].columns, rows = p.job[j].rows;
     const uint span = (columns / 128u + slices - 1) / slices * 128u, k0 = sg % slices * span, k1 = min(k0 + span, columns);
-    const uint tile = INT8_SIMDGROUPS / slices * INT8_MATRIX_ROWS, row = (tg - p.job[j].first_tile) * tile;
+    const uint tile = INT8_SIMDGROUPS / slices * INT8_MATRIX_ROWS, row = (tg.y - p.job[j].first_tile) * tile;
     const uint first = row + sg / slices * INT8_MATRIX_ROWS, offset = row / p.job[j].group_rows * columns;
     threadgroup float *out = parts + sg * (INT8_MATRIX_ROWS * INT8_TOKENS);
     switch (p.job[j].type) {
-    case GPU_F32: int8_matrix_float<GPU_F32>(w, first, rows, columns, k0, k1, x + offset, p.ldx, p.n, lane, out); break;
-    case GPU_F16: int8_matrix_float<GPU_F16>(w, first, rows, columns, k0, k1, x + offset, p.ldx, p.n, lane, out); break;
+    case GPU_F32: int8_matrix_float<GPU_F32>(w, first, rows, columns, k0, k1, x + offset, p.ldx, n, lane, out); break;
+    case GPU_F16: int8_matrix_float<GPU_F16>(w, first, rows, columns, k0, k1, x + offset, p.ldx, n, lane, out); break;
     default: int8_matrix_q8(w, p.job[j].plane, first, rows, columns, k0, k1, bytes + offset / 32 * (INT8_TOKENS * 4),
                             scales + offset / 32 * INT8_TOKENS, lane, out);
     }
@@ -219,10 +224,10 @@ kernel void matvec_int8_many(device const uchar *w0     [[buffer(0)]],
     for (uint i = tid; i < tile * INT8_TOKENS; i += INT8_THREADS) {
         const uint r = i / INT8_TOKENS, t = i % INT8_TOKENS;
         const uint at = r / INT8_MATRIX_ROWS * slices * INT8_MATRIX_ROWS + r % INT8_MATRIX_ROWS;
-        if (t < p.n && row + r < rows) {
+        if (t < n && row + r < rows) {
             float sum = parts[at * INT8_TOKENS + t];
             for (uint s = 1; s < slices; ++s) { sum += parts[(at + s * INT8_MATRIX_ROWS) * INT8_TOKENS + t]; }
-            y[p.job[j].out + ulong(t) * rows + row + r] = sum;
+            y[p.job[j].out + ulong(from + t) * rows + row + r] = sum;
         }
     }
 }

@@ -221,10 +221,10 @@ def test_weights_of_each_type_decode_as_numbers(
 
 @pytest.mark.parametrize("types", [MIX, TensorTypes.uniform(Type.Q8_0)], ids=["mix", "q8_0"])
 def test_few_tokens_as_integers_stay_within_sixteen_bits(types: TensorTypes) -> None:
-    tokens = np.array(random_tokens(6, seed=3), np.int32)
+    tokens = np.array(random_tokens(18, seed=3), np.int32)
     with _open(synthetic_path(ONE_LAYER, types)) as model:
-        # Five tokens at once, then one.
-        found = _logits(model, [tokens[:5], tokens[5:]])
+        # Twelve tokens at once, then five, then one.
+        found = _logits(model, [tokens[:12], tokens[12:17], tokens[17:]])
     wanted = _reference(ONE_LAYER, types, tokens, memory=False)
     assert error(found, wanted) <= INTEGER_BOUND
 
@@ -235,7 +235,8 @@ def test_few_tokens_as_integers_stay_within_sixteen_bits(types: TensorTypes) -> 
     ids=["mix", "q4_k", "mxfp4"],
 )
 def test_prompts_on_the_matrix_units_stay_within_half_precision(types: TensorTypes) -> None:
-    tokens = np.array(random_tokens(11, seed=2), np.int32)
+    # As many as are not multiplied as integers, and one more.
+    tokens = np.array(random_tokens(25 if types is not MIX else 129, seed=2), np.int32)
     with _open(synthetic_path(ONE_LAYER, types)) as model:
         found = _logits(model, [tokens])
     wanted = _reference(ONE_LAYER, types, tokens, memory=False)

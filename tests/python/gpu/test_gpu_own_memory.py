@@ -74,7 +74,9 @@ def test_one_token_times_integers_and_halfs(mode: str, columns: int, slices: int
 
 
 @MODES
-@pytest.mark.parametrize(("n", "columns", "slices"), [(2, 128, 1), (5, 2048, 4), (8, 640, 2)])
+@pytest.mark.parametrize(
+    ("n", "columns", "slices"), [(2, 128, 1), (5, 2048, 4), (8, 640, 2), (17, 256, 2)]
+)
 def test_several_tokens_times_integers_and_halfs(
     mode: str, n: int, columns: int, slices: int
 ) -> None:
@@ -83,10 +85,11 @@ def test_several_tokens_times_integers_and_halfs(
     tile = 128 // slices
     rows = groups * tile
     planes, plane, numbers = _planes(Type.Q8_0, rows, columns, 2)
-    data = np.full(8 * x.shape[1] * 2, 255, np.uint8)
-    scales = nan(8 * x.shape[1] // 32)
+    eights = (n + 7) // 8
+    data = np.full(eights * 8 * x.shape[1] * 2, 255, np.uint8)
+    scales = nan(eights * 8 * x.shape[1] // 32)
     pack = struct.pack("<4I", n, x.shape[1], 0, 0)
-    check(mode, "int8_pack", [x, data, scales, pack], ((x.shape[1] + 127) // 128,), 256)
+    check(mode, "int8_pack", [x, data, scales, pack], ((x.shape[1] + 127) // 128, eights), 256)
     first = (20 + tile - 1) // tile
     call = struct.pack("<4I", n, x.shape[1], 2, 0)
     call += _job(F16, 20, columns, 0, tile, slices, 0, 0)
@@ -94,7 +97,7 @@ def test_several_tokens_times_integers_and_halfs(
     call += bytes(6 * 48)
     y = nan(n * (20 + rows))
     w: list[gpu_emulator.Buffer] = [halfs, planes, *[halfs] * 6]
-    grid = (first + groups,)
+    grid = (eights, first + groups)
     check(mode, "matvec_int8_many", [*w, x, data, scales, y, call], grid, 256)
     wide = x.astype(np.float64)
     _close(y[: n * 20].reshape(n, 20), wide[:, :columns] @ halfs.T.astype(np.float64), INTEGERS)
