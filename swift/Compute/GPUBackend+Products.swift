@@ -17,7 +17,7 @@ extension GPUBackend {
     /// Above this many tokens weights are read once a tile, not once for four tokens.
     static let fewTokens = 8
     /// Up to so many tokens integer kernels, eight tokens at a time, are no slower than tiles that are nearly empty.
-    private static let integerTokens = 24
+    private static let integerTokens = 40
     static let tileTokens = 64
     static let tileRows = 128
     static let wideTokens = 128

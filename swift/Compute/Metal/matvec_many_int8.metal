@@ -1,4 +1,4 @@
-// matvec_many_int8.metal — matrices × 2 to 24 tokens, eight at a time, their activations as 16-bit integers.
+// matvec_many_int8.metal — matrices × 2 to 40 tokens, eight at a time, their activations as 16-bit integers.
 //
 //   int8_pack          x [n, columns]                                            -> bytes, scales
 //   matvec_int8_many   up to 8 matrices of Q8_0 planes, F16 or F32 × those tokens   -> y [n, rows] each
