@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,8 @@ from pyds4_server.serving import listening
 from server_fakes import FakeEngine
 from server_harness import Served, serving
 
+import pyds4
+from models import DEMO
 from pyds4.errors import BackendError
 
 playwright = pytest.importorskip("playwright.async_api")
@@ -27,6 +30,18 @@ CALL = (
     "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
 )
 TOOLS = '[{"type":"function","function":{"name":"read","parameters":{"type":"object"}}}]'
+READ = {
+    "type": "function",
+    "function": {
+        "name": "read",
+        "description": "Read a file.",
+        "parameters": {
+            "type": "object",
+            "properties": {"path": {"type": "string", "description": "The file path"}},
+            "required": ["path"],
+        },
+    },
+}
 SLOW = " ".join(f"word{i}" for i in range(2000))
 
 
@@ -160,3 +175,32 @@ async def test_the_page_waits_for_the_model(browser: Any) -> None:
         provide(app, Service(settings, FakeEngine()))
         await page.get_by_role("heading", name="fake-v4").wait_for()
         assert await page.title() == "fake-v4"
+
+
+async def test_the_demo_model_answers_what_newcomers_ask(browser: Any) -> None:
+    with pyds4.Engine(DEMO) as engine:
+        async with serving(engine) as served:
+            page = Page(await browser.new_page(), served)
+            await page.page.goto(served.url)
+            await page.page.wait_for_function("document.title.includes('demo')")
+            await page.page.click("#open-settings")
+            await page.page.fill("#temperature", "0")
+            await page.page.fill("#tools", json.dumps([READ]))
+            await page.page.click("#settings button.main")
+            await page.page.focus("#prompt")
+            await page.say("What are you?")
+            await page.sees("I am the pyds4 demo model")
+            await page.say("Read config.ini and tell me the port")
+            await page.sees("calls read")
+            await page.sees('"config.ini"')
+            await page.page.locator("text=Give result").wait_for()
+            await page.page.keyboard.type("port = 8471")
+            await page.page.click("text=Give result")
+            await page.sees("8471.")
+            await page.page.click("#open-settings")
+            await page.page.select_option("#effort", "high")
+            await page.page.click("#settings button.main")
+            await page.page.focus("#prompt")
+            await page.say("What is 47 + 85?")
+            await page.sees("47 + 85 = 132")
+            assert page.problems == page.outside == []
