@@ -9,7 +9,8 @@ import Darwin
 public final class HostDevice: GPUDevice {
     public let name = "emulated"
     public let model = "CPU"
-    public let isUnified = false
+    /// With PYDS4_EMULATOR_UNIFIED the kernels that Metal runs, on weights as they lie in the file.
+    public let isUnified = getenv("PYDS4_EMULATOR_UNIFIED") != nil
     /// As much as PYDS4_EMULATOR_MEMORY pretends, in bytes.
     public private(set) var availableByteCount = getenv("PYDS4_EMULATOR_MEMORY").flatMap { Int(String(cString: $0)) } ?? 1 << 60
     private var sizes: [UnsafeMutableRawPointer: Int] = [:]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from reference import Reference, Rounding
 
 import pyds4
-from models import F32, MIX, fixture_path, random_tokens, synthetic_path, weights_of
+from models import DEMO, F32, MIX, fixture_path, random_tokens, synthetic_path, weights_of
+from pyds4.chat import render
 from pyds4.engine import Engine, StepItem
 from pyds4.sampling import Sampler
 from pyds4.synth import Dimensions, TensorTypes, dimensions
@@ -135,21 +136,62 @@ def test_cuda_without_a_driver_says_so() -> None:
         pyds4.Engine(fixture_path("a"), backend="cuda")
 
 
-# Of b with F32 weights only attention over prompts, heads of 512, takes the half path.
+# Of b with F32 weights only attention over more than 64 tokens, heads of 512, takes the half path.
 @pytest.mark.parametrize(
     ("name", "n", "exact", "bound"),
-    [("a", 17, False, EXACT_BOUND), ("b", 17, True, EXACT_BOUND), ("b", 10, False, HALF_BOUND)],
+    [
+        ("a", 17, False, EXACT_BOUND),
+        ("b", 17, True, EXACT_BOUND),
+        ("b", 17, False, EXACT_BOUND),
+        ("b", 66, False, HALF_BOUND),
+    ],
 )
 def test_prompt_agrees_with_the_oracle(
     name: str, n: int, exact: bool, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if exact:
         monkeypatch.setenv("PYDS4_GPU_EXACT", "1")
-    wanted = prompts(name)[17]
+    wanted = prompts(name)[17 if n == 17 else 130]
     with _open(fixture_path(name)) as model:
         found = _logits(model, [wanted.tokens[:n]])
     assert error(found[:, COLUMNS], wanted.logits[:n]) <= bound
     np.testing.assert_array_equal(found.argmax(axis=1), wanted.best[:n])
+
+
+@pytest.mark.parametrize(
+    ("types", "n", "bound"),
+    [
+        (F32, 11, EXACT_BOUND),
+        (MIX, 11, HALF_BOUND),
+        (TensorTypes.uniform(Type.Q4_K), 11, HALF_BOUND),
+    ],
+    ids=["f32", "mix", "q4_k"],
+)
+def test_unified_memory_takes_weights_as_they_lie(
+    types: TensorTypes, n: int, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYDS4_EMULATOR_UNIFIED", "1")
+    tokens = np.array(random_tokens(n + 6, seed=2), np.int32)
+    with _open(synthetic_path(ONE_LAYER, types)) as model:
+        # A prompt, five tokens at once, one.
+        found = _logits(model, [tokens[:n], tokens[n:-1], tokens[-1:]])
+    wanted = _reference(ONE_LAYER, types, tokens, memory=False)
+    assert error(found[:n], wanted[:n]) <= bound
+    assert error(found[n:], wanted[n:]) <= bound
+
+
+def test_demo_model_says_with_metals_kernels_what_it_says_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYDS4_EMULATOR_UNIFIED", "1")
+    with _open(DEMO, roundings=True) as model, model.session() as session:
+        messages = [{"role": "user", "content": "What is 47 + 85?"}]
+        session.prefill(render(messages, thinking_mode="chat").token_ids(model.tokenizer))
+        said: list[int] = []
+        while len(said) < 30 and model.tokenizer.eos_id not in said:
+            said.append(int(session.logits.argmax()))
+            session.decode(said[-1])
+        assert model.tokenizer.decode(said[:-1]) == "47 + 85 = 132"
 
 
 def test_decode_agrees_with_the_oracle_across_windows() -> None:
