@@ -88,7 +88,9 @@ extension DiskStore {
     private func write(_ header: ChunkHeader, _ tokens: ArraySlice<Int32>, _ keys: [ChunkKey],
                        _ fill: (Int, UnsafeMutableRawBufferPointer) -> Void) throws -> Int {
         let name = Self.name(header.key, header.kind)
-        let temporary = folder + "/" + Self.temporaryPrefix + "\(processID())-" + name
+        // A process may have several stores, each with its own files.
+        let writer = "\(processID())-\(String(UInt(bitPattern: ObjectIdentifier(self)), radix: 16))-"
+        let temporary = folder + "/" + Self.temporaryPrefix + writer + name
         let payloads = UnsafeMutableRawBufferPointer.allocate(byteCount: header.blockCount * header.stride, alignment: 64)
         defer { payloads.deallocate() }
         fill(header.blockCount, UnsafeMutableRawBufferPointer(

@@ -6,7 +6,9 @@ import hashlib
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,29 @@ def keep(model: Engine, store: Store, tokens: list[int]) -> int:
 
 
 # ---------------------------------------------------------------------- restarts
+
+
+def test_two_engines_of_one_process_may_keep_the_same_prompts_at_once(fresh: Open) -> None:
+    stores = [fresh(), fresh()]
+    prompts = [random_tokens(400, seed=100 + number) for number in range(12)]
+    both = threading.Barrier(2)
+
+    def work(model: Engine, store: Store) -> None:
+        for prompt in prompts:
+            with model.session() as session:
+                session.prefill(prompt)
+                both.wait()
+            store.flush()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, *each) for each in stores]:
+            done.result()
+    for _, store in stores:
+        assert store.stats().last_error == ""
+    model, _ = fresh()
+    for prompt in prompts:
+        with model.session() as session:
+            assert session.prefill([*prompt, 1]) == len(prompt)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 16, 17, 127, 128, 129, 511, 512, 513, 700])
