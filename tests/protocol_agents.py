@@ -129,7 +129,7 @@ class ChatAgent(Agent):
             "reasoning_effort": "high" if self.thinks else "none",
         }
         if self.tools:
-            body["tools"] = [_function(tool) for tool in self.tools]
+            body["tools"] = [as_function(tool) for tool in self.tools]
         if self.streams:
             options = {"include_usage": True}
             async with self.client.chat.completions.stream(**body, stream_options=options) as s:
@@ -217,7 +217,7 @@ class ResponsesAgent(Agent):
             "input": self.history,
             "temperature": 0,
             "max_output_tokens": MAX_TOKENS,
-            "tools": [{"type": "function", **_function(tool)["function"]} for tool in self.tools],
+            "tools": [{"type": "function", **as_function(tool)["function"]} for tool in self.tools],
             "reasoning": {"effort": "high" if self.thinks else "none"},
             **self.continued(),
         }
@@ -280,7 +280,8 @@ def _openai_client(url: str) -> openai.AsyncOpenAI:
     )
 
 
-def _function(tool: Tool) -> dict[str, Any]:
+def as_function(tool: Tool) -> dict[str, Any]:
+    """As OpenAI's chat completions take it."""
     about = {"name": tool.name, "description": tool.description, "parameters": tool.schema}
     return {"type": "function", "function": about}
 

@@ -12,24 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import protocol_agents
 import pytest
+from protocol_agents import as_function
 from server_harness import serving_in_background
 
 import pyds4
 
 MODEL = Path(__file__).parents[2] / "models" / "pyds4-demo-q4_k.gguf"
-READ: Any = {
-    "type": "function",
-    "function": {
-        "name": "read",
-        "description": "Read a file.",
-        "parameters": {
-            "type": "object",
-            "properties": {"path": {"type": "string", "description": "The file path"}},
-            "required": ["path"],
-        },
-    },
-}
+READ: Any = as_function(protocol_agents.READ)
 QUESTION = "Read config.ini and tell me the value of port"
 
 

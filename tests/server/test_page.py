@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from protocol_agents import READ, as_function
 from pyds4_server import Settings, create_app
 from pyds4_server.app import provide
 from pyds4_server.service import Service
@@ -30,18 +31,6 @@ CALL = (
     "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
 )
 TOOLS = '[{"type":"function","function":{"name":"read","parameters":{"type":"object"}}}]'
-READ = {
-    "type": "function",
-    "function": {
-        "name": "read",
-        "description": "Read a file.",
-        "parameters": {
-            "type": "object",
-            "properties": {"path": {"type": "string", "description": "The file path"}},
-            "required": ["path"],
-        },
-    },
-}
 SLOW = " ".join(f"word{i}" for i in range(2000))
 
 
@@ -185,7 +174,7 @@ async def test_the_demo_model_answers_what_newcomers_ask(browser: Any) -> None:
             await page.page.wait_for_function("document.title.includes('demo')")
             await page.page.click("#open-settings")
             await page.page.fill("#temperature", "0")
-            await page.page.fill("#tools", json.dumps([READ]))
+            await page.page.fill("#tools", json.dumps([as_function(READ)]))
             await page.page.click("#settings button.main")
             await page.page.focus("#prompt")
             await page.say("What are you?")
