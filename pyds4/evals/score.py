@@ -68,17 +68,22 @@ def prompts(sample: Sample) -> Iterator[tuple[list[dict[str, Any]], Answer]]:
         yield messages[:-1], sample.exchanges[index].answer
 
 
-Turn = Generator[list[int], int, list[int]]
+Turn = Generator[list[int], int | None, list[int]]
 """Yields tokens to take in, is sent the most likely next one, returns the answer's."""
 
 
 def _greedy(session: Session, ids: list[int], eos: int | None, limit: int) -> Turn:
-    """The most likely continuation, EOS included, ``limit`` tokens at most."""
+    """The most likely continuation, EOS included, ``limit`` tokens at most.
+
+    It ends where no token can be chosen, as when logits are not numbers: without EOS it is wrong.
+    """
+    out: list[int] = []
     token = yield ids[session.rewind(ids) :]
-    out = [token]
-    while len(out) < limit and token != eos:
-        token = yield [token]
+    while token is not None:
         out.append(token)
+        if token == eos or len(out) >= limit:
+            break
+        token = yield [token]
     return out
 
 
@@ -98,7 +103,7 @@ def is_right(text: str, mode: Mode, answer: Answer) -> bool:
 
 def _score(
     session: Session, tokenizer: Tokenizer, sample: Sample, number: int
-) -> Generator[list[int], int, list[Result]]:
+) -> Generator[list[int], int | None, list[Result]]:
     """Yields tokens as ``_greedy`` does; returns a result for every scored answer of ``sample``."""
     mode: Mode = "thinking" if sample.thinking else "chat"
     results = []
@@ -141,11 +146,11 @@ class _Running:
 
     def take(self, result: StepResult) -> None:
         """Go on from what became of ``tokens``: the next token, or an error."""
-        error, token = result.error, result.token
+        error = result.error
         if error is not None:
             self._advance(lambda: self._steps.throw(error))
-        elif token is not None:
-            self._advance(lambda: self._steps.send(token))
+        else:
+            self._advance(lambda: self._steps.send(result.token))
 
     def _advance(self, step: Callable[[], list[int]]) -> None:
         try:

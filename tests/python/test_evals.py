@@ -141,6 +141,15 @@ def test_an_answer_too_long_for_the_model_is_wrong_and_no_other_is() -> None:
     assert all(session.closed for session in engine.sessions)
 
 
+def test_an_answer_without_a_next_token_ends_and_is_wrong() -> None:
+    class Mute(ScriptedEngine):
+        def step(self, items: Sequence[Any], /) -> list[StepResult]:
+            return [StepResult() for _ in items]
+
+    sample = families.make("arith", 1, thinking=False)
+    assert [result.right for result in score.score(Mute(sample), sample)] == [False]
+
+
 def test_an_unfinished_answer_is_wrong() -> None:
     assert not score.is_right("4", "chat", Answer("", "4"))
     assert not score.is_right("4<｜end▁of▁sentence｜>", "thinking", Answer("", "4"))
